@@ -1,0 +1,256 @@
+"""The loaders of one data set for one task: training in a fixed order, evaluation over every example once."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from multimodal.data.collate import Examples, RetrievalExamples, VqaExamples
+from multimodal.data.dataset import Captions, Images, Questions, VisionLanguageData
+from multimodal.data.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
+from multimodal.data.text import AnswerVocabulary, Tokenizer, WordTokenizer, tokenizer_from_state
+from multimodal.types import Batch, ImageInput
+
+MAX_UNKNOWN = 0.5  # share of unknown tokens in a split above which the vocabulary must be the wrong one
+
+
+class DataModule(L.LightningDataModule):
+    """Batches of a data set for Lightning. Use it with `Trainer(use_distributed_sampler=False)`.
+
+    Args:
+        dataset: where the tables come from.
+        table: which of them: "questions" gives `VqaBatch`, "captions" gives `RetrievalBatch`.
+        tokenizer: none: word level, built from all texts of the training split.
+        answers: none: all answers of the training split. Captions need none.
+        batch_size: training examples a step of one device.
+        eval_batch_size: the same for evaluation.
+        num_workers: processes that assemble batches; 0 does it in the training process.
+        seed: decides the order of training.
+        max_text_length: tokens a text, start and end counted.
+        limit: train and validate on so many first training examples only.
+    """
+
+    tokenizer: Tokenizer
+    answers: AnswerVocabulary | None
+
+    def __init__(
+        self,
+        *,
+        dataset: VisionLanguageData,
+        table: Literal["questions", "captions"],
+        tokenizer: Tokenizer | None,
+        answers: AnswerVocabulary | None,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+        max_text_length: int,
+        limit: int | None,
+    ) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.table_name = table
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+        self.answers = answers
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.max_text_length = max_text_length
+        self.limit = limit
+        self._tables: dict[str, Questions | Captions] = {}
+        self._examples: dict[str, Examples] = {}
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        """The splits of `test_dataloader`, in its order."""
+        return tuple(split for split in self.dataset.eval_splits if split != "val")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the tokenizer and the answer vocabulary from the training split where none was given."""
+        if not hasattr(self, "tokenizer"):
+            self.tokenizer = WordTokenizer.build(self._training_text())
+        if self.answers is None and self.table_name == "questions":
+            table = self._load("train")
+            assert isinstance(table, Questions)
+            self.answers = AnswerVocabulary.build(table.answers, size=None, min_count=1)
+
+    def table(self, split: str) -> Questions | Captions:
+        """The table that the loader of `split` reads; `example_id` is a row of it.
+
+        Raises:
+            ValueError: no such split, or its table is empty.
+        """
+        if self.limit is None or split in self.test_splits:
+            return self._load(split)
+        return _head(self._load("train"), self.limit)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches in an order that is a function of seed and epoch, the last incomplete one left out."""
+        return ResumableLoader(
+            self.examples("train"),
+            self._training_sampler(),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Every validation example once."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """One loader a split in `test_splits`, every example once."""
+        return [self._evaluation_loader(split) for split in self.test_splits]
+
+    def example_batch(self, n: int) -> Batch:
+        """The first n training rows."""
+        return self.examples("train")[np.arange(n)]
+
+    def order_hash(self, steps: int) -> str:
+        """sha256 of the examples that `steps` training steps read; equal runs on any number of devices agree."""
+        return self._training_sampler().order_hash(steps)
+
+    def vocabularies(self) -> dict[str, Any]:
+        """What a checkpoint must carry of the text side, as plain values: see `check_vocabularies`."""
+        answers = None if self.answers is None else list(self.answers.answers)
+        return {"tokenizer": self.tokenizer.state(), "answers": answers}
+
+    def examples(self, split: str) -> Examples:
+        """The table of a split, ready to give batches.
+
+        Raises:
+            ValueError: the texts are mostly unknown to the tokenizer, or the table is empty.
+        """
+        if split not in self._examples:
+            self._examples[split] = self._tokenised(split)
+        return self._examples[split]
+
+    def _tokenised(self, split: str) -> Examples:
+        table = self.table(split)
+        if isinstance(table, Questions):
+            assert self.answers is not None, "call setup() first"
+            examples: Examples = VqaExamples(
+                table, tokenizer=self.tokenizer, answers=self.answers, max_text_length=self.max_text_length
+            )
+        else:
+            examples = RetrievalExamples(table, tokenizer=self.tokenizer, max_text_length=self.max_text_length)
+        if examples.unknown > MAX_UNKNOWN:
+            raise ValueError(
+                f"text.vocabulary: this tokenizer does not know {examples.unknown:.0%} of the tokens in the {split} "
+                f"texts of {self.dataset.name}, {table.text[0]!r} for one; at most {MAX_UNKNOWN:.0%} is allowed"
+            )
+        return examples
+
+    def _training_sampler(self) -> TrainingSampler:
+        table = self.table("train")
+        rank, world = _rank_and_world()
+        return TrainingSampler(
+            n=len(table.text),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            group=table.group if isinstance(table, Captions) else 1,
+        )
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        examples = self.examples(split)
+        rank, world = _rank_and_world()
+        return DataLoader(
+            examples,
+            sampler=EvaluationSampler(n=len(examples), batch_size=self.eval_batch_size, rank=rank, world=world),
+            batch_size=None,  # the sampler yields whole batches
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _load(self, split: str) -> Questions | Captions:
+        if split not in self._tables:
+            table = self.dataset.questions(split) if self.table_name == "questions" else self.dataset.captions(split)
+            if not table.text:
+                raise ValueError(f"data: {self.dataset.name} has no {self.table_name} in its split {split!r}")
+            self._tables[split] = table
+        return self._tables[split]
+
+    def _training_text(self) -> list[str]:
+        """Questions and captions alike, so that both tasks share one vocabulary."""
+        text = list(self._load("train").text)
+        other = self.dataset.captions if self.table_name == "questions" else self.dataset.questions
+        with contextlib.suppress(ValueError):  # the data set has only one of the two
+            text += other("train").text
+        return text
+
+
+def check_vocabularies(saved: dict[str, Any], datamodule: DataModule) -> None:
+    """Refuse a checkpoint whose ids or classes mean something else than the data's.
+
+    Args:
+        saved: `DataModule.vocabularies()` of the run that wrote the checkpoint.
+        datamodule: the data of now, after `setup`.
+
+    Raises:
+        ValueError: the tokenizer or the answers differ; names both hashes.
+    """
+    old_tokenizer, new_tokenizer = tokenizer_from_state(saved["tokenizer"]).hash, datamodule.tokenizer.hash
+    if old_tokenizer != new_tokenizer:
+        raise ValueError(
+            f"text.tokenizer, text.vocabulary: the checkpoint's tokens have hash {old_tokenizer[:12]}, the data's "
+            f"{new_tokenizer[:12]}; use the data set, tokenizer and vocabulary file of the run that wrote it"
+        )
+    old_answers = None if saved["answers"] is None else AnswerVocabulary(saved["answers"])
+    new_answers = datamodule.answers
+    if old_answers is not None and new_answers is not None and old_answers.hash != new_answers.hash:
+        raise ValueError(
+            f"data: the checkpoint's {len(old_answers)} answers have hash {old_answers.hash[:12]}, the data's "
+            f"{len(new_answers)} have {new_answers.hash[:12]}; use the data set of the run that wrote it"
+        )
+
+
+def _rank_and_world() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class _Chosen:
+    """Some images of a table, as a table's images."""
+
+    def __init__(self, images: Images, index: np.ndarray) -> None:
+        self.images, self.index = images, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __call__(self, index: np.ndarray) -> ImageInput:
+        return self.images(self.index[index])
+
+
+def _head(table: Questions | Captions, n: int) -> Questions | Captions:
+    """The first n rows, and only the images that they are about."""
+    kept, image = np.unique(table.image[:n], return_inverse=True)
+    images, text = _Chosen(table.images, kept), table.text[:n]
+    if isinstance(table, Questions):
+        return replace(
+            table,
+            images=images,
+            text=text,
+            image=image,
+            answers=table.answers[:n],
+            family=table.family[:n],
+            guesses={name: guess[:n] for name, guess in table.guesses.items()},
+        )
+    return replace(
+        table,
+        images=images,
+        text=text,
+        image=image,
+        relevant=None if table.relevant is None else table.relevant[kept][:, :n],
+        swapped=None if table.swapped is None else np.where(table.swapped[:n] < n, table.swapped[:n], -1),
+        oracles={name: similarity[kept][:, :n] for name, similarity in table.oracles.items()},
+    )
