@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from multimodal.data.collate import Examples, RetrievalExamples, VqaExamples
 from multimodal.data.dataset import Captions, Images, Questions, VisionLanguageData
 from multimodal.data.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
-from multimodal.data.text import AnswerVocabulary, Tokenizer, WordTokenizer, tokenizer_from_state
+from multimodal.data.text import AnswerVocabulary, Tokenizer, Vocabularies, WordTokenizer
 from multimodal.types import Batch, ImageInput
 
 MAX_UNKNOWN = 0.5  # share of unknown tokens in a split above which the vocabulary must be the wrong one
@@ -66,7 +66,8 @@ class DataModule(L.LightningDataModule):
         self.seed = seed
         self.max_text_length = max_text_length
         self.limit = limit
-        self._tables: dict[str, Questions | Captions] = {}
+        self._splits: dict[str, Questions | Captions] = {}  # as the data set gives them
+        self._tables: dict[str, Questions | Captions] = {}  # as the loaders read them
         self._examples: dict[str, Examples] = {}
 
     @property
@@ -89,9 +90,12 @@ class DataModule(L.LightningDataModule):
         Raises:
             ValueError: no such split, or its table is empty.
         """
-        if self.limit is None or split in self.test_splits:
-            return self._load(split)
-        return _head(self._load("train"), self.limit)
+        if split not in self._tables:
+            if self.limit is None or split in self.test_splits:
+                self._tables[split] = self._load(split)
+            else:
+                self._tables[split] = _head(self._load("train"), self.limit)
+        return self._tables[split]
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in an order that is a function of seed and epoch, the last incomplete one left out."""
@@ -118,10 +122,10 @@ class DataModule(L.LightningDataModule):
         """sha256 of the examples that `steps` training steps read; equal runs on any number of devices agree."""
         return self._training_sampler().order_hash(steps)
 
-    def vocabularies(self) -> dict[str, Any]:
-        """What a checkpoint must carry of the text side, as plain values: see `check_vocabularies`."""
-        answers = None if self.answers is None else list(self.answers.answers)
-        return {"tokenizer": self.tokenizer.state(), "answers": answers}
+    @property
+    def vocabularies(self) -> Vocabularies:
+        """What the ids and targets of the batches mean, after `setup`."""
+        return Vocabularies(self.tokenizer, self.answers)
 
     def examples(self, split: str) -> Examples:
         """The table of a split, ready to give batches.
@@ -173,12 +177,12 @@ class DataModule(L.LightningDataModule):
         )
 
     def _load(self, split: str) -> Questions | Captions:
-        if split not in self._tables:
+        if split not in self._splits:
             table = self.dataset.questions(split) if self.table_name == "questions" else self.dataset.captions(split)
             if not table.text:
                 raise ValueError(f"data: {self.dataset.name} has no {self.table_name} in its split {split!r}")
-            self._tables[split] = table
-        return self._tables[split]
+            self._splits[split] = table
+        return self._splits[split]
 
     def _training_text(self) -> list[str]:
         """Questions and captions alike, so that both tasks share one vocabulary."""
@@ -187,31 +191,6 @@ class DataModule(L.LightningDataModule):
         with contextlib.suppress(ValueError):  # the data set has only one of the two
             text += other("train").text
         return text
-
-
-def check_vocabularies(saved: dict[str, Any], datamodule: DataModule) -> None:
-    """Refuse a checkpoint whose ids or classes mean something else than the data's.
-
-    Args:
-        saved: `DataModule.vocabularies()` of the run that wrote the checkpoint.
-        datamodule: the data of now, after `setup`.
-
-    Raises:
-        ValueError: the tokenizer or the answers differ; names both hashes.
-    """
-    old_tokenizer, new_tokenizer = tokenizer_from_state(saved["tokenizer"]).hash, datamodule.tokenizer.hash
-    if old_tokenizer != new_tokenizer:
-        raise ValueError(
-            f"text.tokenizer, text.vocabulary: the checkpoint's tokens have hash {old_tokenizer[:12]}, the data's "
-            f"{new_tokenizer[:12]}; use the data set, tokenizer and vocabulary file of the run that wrote it"
-        )
-    old_answers = None if saved["answers"] is None else AnswerVocabulary(saved["answers"])
-    new_answers = datamodule.answers
-    if old_answers is not None and new_answers is not None and old_answers.hash != new_answers.hash:
-        raise ValueError(
-            f"data: the checkpoint's {len(old_answers)} answers have hash {old_answers.hash[:12]}, the data's "
-            f"{len(new_answers)} have {new_answers.hash[:12]}; use the data set of the run that wrote it"
-        )
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -105,9 +105,14 @@ class EvaluationSampler(Sampler[np.ndarray]):
     """Batches of one rank's share of n examples in their order: together every example once, none twice.
 
     Shares differ by one example at most, so ranks may have different numbers of batches: no collective within a step.
+
+    Raises:
+        ValueError: the batch size is not positive.
     """
 
     def __init__(self, *, n: int, batch_size: int, rank: int, world: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"loader.eval_batch_size={batch_size}: must be 1 or more")
         self.share = np.array_split(np.arange(n), world)[rank]
         self.batch_size = batch_size
 
