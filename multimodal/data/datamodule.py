@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from multimodal.data.collate import Examples, RetrievalExamples, VqaExamples
 from multimodal.data.dataset import Captions, Images, Questions, VisionLanguageData
 from multimodal.data.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
-from multimodal.data.text import AnswerVocabulary, Tokenizer, Vocabularies, WordTokenizer
+from multimodal.data.text import AnswerVocabulary, Tokenizer, WordTokenizer
 from multimodal.types import Batch, ImageInput
 
 MAX_UNKNOWN = 0.5  # share of unknown tokens in a split above which the vocabulary must be the wrong one
@@ -121,11 +121,6 @@ class DataModule(L.LightningDataModule):
     def order_hash(self, steps: int) -> str:
         """sha256 of the examples that `steps` training steps read; equal runs on any number of devices agree."""
         return self._training_sampler().order_hash(steps)
-
-    @property
-    def vocabularies(self) -> Vocabularies:
-        """What the ids and targets of the batches mean, after `setup`."""
-        return Vocabularies(self.tokenizer, self.answers)
 
     def examples(self, split: str) -> Examples:
         """The table of a split, ready to give batches.

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -308,43 +307,6 @@ class AnswerVocabulary:
     def oracle(self, answers: Iterable[Sequence[str]]) -> float:
         """The best mean score that this vocabulary can reach, 0..1."""
         return float(np.mean([max(score, default=0.0) for _, score in self.targets(answers)]))
-
-
-@dataclass(frozen=True)
-class Vocabularies:
-    """What token ids and answer classes mean; a checkpoint is of no use without it."""
-
-    tokenizer: Tokenizer
-    answers: AnswerVocabulary | None  # none: the task has no answers
-
-    def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        answers = None if self.answers is None else list(self.answers.answers)
-        return {"tokenizer": self.tokenizer.state(), "answers": answers}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Vocabularies:
-        """What `state` was called on; needs no files."""
-        answers = None if state["answers"] is None else AnswerVocabulary(state["answers"])
-        return cls(tokenizer_from_state(state["tokenizer"]), answers)
-
-    def require_equal(self, saved: Vocabularies) -> None:
-        """Refuse a checkpoint whose ids or classes mean something else than ours, which are the data's.
-
-        Raises:
-            ValueError: the tokenizer or the answers differ; names both hashes.
-        """
-        if self.tokenizer.hash != saved.tokenizer.hash:
-            raise ValueError(
-                f"text.tokenizer, text.vocabulary: the checkpoint's {saved.tokenizer.vocab_size} tokens have hash "
-                f"{saved.tokenizer.hash[:12]}, the data's {self.tokenizer.vocab_size} have {self.tokenizer.hash[:12]}; "
-                "use the data, tokenizer and vocabulary file that the checkpoint was trained with"
-            )
-        if self.answers is not None and saved.answers is not None and self.answers.hash != saved.answers.hash:
-            raise ValueError(
-                f"data: the checkpoint's {len(saved.answers)} answers have hash {saved.answers.hash[:12]}, the data's "
-                f"{len(self.answers)} have {self.answers.hash[:12]}; use the data that the checkpoint was trained with"
-            )
 
 
 def _scores(given: Sequence[str]) -> dict[str, float]:
