@@ -16,6 +16,7 @@ from multimodal.data.collate import Examples, RetrievalExamples, VqaExamples
 from multimodal.data.dataset import Captions, Images, Questions, VisionLanguageData
 from multimodal.data.sampler import EvaluationSampler, ResumableLoader, TrainingSampler
 from multimodal.data.text import AnswerVocabulary, Tokenizer, WordTokenizer
+from multimodal.data.vocabularies import Vocabularies
 from multimodal.types import Batch, ImageInput
 
 MAX_UNKNOWN = 0.5  # share of unknown tokens in a split above which the vocabulary must be the wrong one
@@ -118,9 +119,17 @@ class DataModule(L.LightningDataModule):
         """The first n training rows."""
         return self.examples("train")[np.arange(n)]
 
-    def order_hash(self, steps: int) -> str:
-        """sha256 of the examples that `steps` training steps read; equal runs on any number of devices agree."""
-        return self._training_sampler().order_hash(steps)
+    def order_hash(self, batches: int) -> str:
+        """sha256 of the examples in the first `batches` global batches of training (optimizer steps x accumulation).
+
+        Equal for two runs exactly if both read the same batches in the same order, on however many devices.
+        """
+        return self._training_sampler().order_hash(batches)
+
+    @property
+    def vocabularies(self) -> Vocabularies:
+        """What the ids and targets of the batches mean, after `setup`."""
+        return Vocabularies(self.tokenizer, self.answers)
 
     def examples(self, split: str) -> Examples:
         """The table of a split, ready to give batches.

@@ -63,15 +63,15 @@ class TrainingSampler(Sampler[np.ndarray]):
         groups = np.random.default_rng([self.seed, epoch]).permutation(self.n // self.group)
         return (groups[:, None] * self.group + np.arange(self.group)).ravel()
 
-    def order_hash(self, steps: int) -> str:
-        """sha256 of the examples of the first `steps` global batches, from epoch 0 on.
+    def order_hash(self, batches: int) -> str:
+        """sha256 of the examples in the first `batches` global batches, from epoch 0 on.
 
         Equal for two runs exactly if both read the same batches in the same order, on however many devices.
         """
         digest = hashlib.sha256(f"{self.global_batch}:".encode())
-        for epoch in range(-(-steps // len(self))):
-            batches = min(len(self), steps - epoch * len(self))
-            digest.update(self.order(epoch)[: batches * self.global_batch].astype("<i8").tobytes())
+        for epoch in range(-(-batches // len(self))):
+            left = min(len(self), batches - epoch * len(self))
+            digest.update(self.order(epoch)[: left * self.global_batch].astype("<i8").tobytes())
         return digest.hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
