@@ -11,8 +11,8 @@ Masks are bool and True means a real token, everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -114,3 +114,14 @@ class Fused(Tensors):
     pooled: Tensor  # float[P, D]
     text: Stream | None = None
     image: Stream | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a split after a pass over it; every report is made from these."""
+
+    metrics: dict[str, float]  # "score" is the one that checkpoints are chosen by
+    by_family: dict[str, float] = field(default_factory=dict)  # question family -> score
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)  # baseline -> metric or family -> value
+    predictions: dict[str, Any] = field(default_factory=dict)  # columns of equal length, a row an example
+    cost: dict[str, float] = field(default_factory=dict)  # what judging took: pairs/s

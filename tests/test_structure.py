@@ -33,13 +33,13 @@ ROOMS = {
         ),
     ),
     "tasks": (
-        ("types", "metrics", "objectives", "models.contract", "data.dataset", "data.text"),
+        ("types", "metrics", "objectives", "models.contract", "data.dataset", "data.vocabularies"),
         ("lightning", "numpy", "omegaconf", "torch", "torchmetrics"),
     ),
     "runs": (("types", "metrics"), ("lightning", "numpy", "omegaconf", "pyarrow", "rich", "torch")),
 }
 # The files beside the rooms, from the bottom up: each may import those before it.
-FLOORS = ("config", "build", "train", "evaluate", "cli")
+FLOORS = ("config", "overrides", "build", "train", "evaluate", "cli")
 
 
 def imports(path: Path) -> Iterator[str]:

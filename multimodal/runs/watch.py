@@ -1,0 +1,91 @@
+"""What is measured and shown while a run is under way."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+
+from multimodal.types import Batch
+
+
+class Meter(Callback):
+    """Training speed and memory. The median step counts: validation and the first, slow steps don't blur it."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._examples = 0  # of one step, all ranks together
+        self._last: float | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Take the time since the last step ended, data loading included."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._seconds.append(now - self._last)
+        self._last = now
+        self._examples = len(batch.example_id) * trainer.world_size
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation is no training step."""
+        self._last = None
+
+    @property
+    def samples_per_s(self) -> float:
+        """Training examples a second, all devices together; 0 before the second step."""
+        return self._examples / statistics.median(self._seconds[-1000:]) if self._seconds else 0.0
+
+
+def peak_memory_bytes() -> int:
+    """The most memory held so far: on the GPU where there is one, else by this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar with the training speed beside it."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The logged metrics that go on the bar, and samples/s."""
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None:
+            items["loss"] = f"{loss:.3f}"
+        return {**items, "samples/s": f"{samples_per_s(trainer):,.0f}"}
+
+
+class Lines(ProgressBar):
+    """A line at every validation, where there is no terminal to draw a bar in."""
+
+    def disable(self) -> None:
+        """Other ranks say nothing."""
+        self.on_validation_end = lambda *_: None  # type: ignore[method-assign]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Step, loss, score and speed."""
+        score = trainer.callback_metrics.get("val/score")
+        loss = trainer.callback_metrics.get("train/loss")
+        numbers = [f"{name} {value:.3f}" for name, value in (("loss", loss), ("val/score", score)) if value is not None]
+        speed = f"{samples_per_s(trainer):,.0f} samples/s"
+        print(f"step {trainer.global_step}/{trainer.max_steps}", *numbers, speed, sep="  ", flush=True)
+
+
+def progress_bar() -> ProgressBar:
+    """A bar in a terminal, lines elsewhere."""
+    return Bar(leave=False) if sys.stdout.isatty() else Lines()
+
+
+def samples_per_s(trainer: Trainer) -> float:
+    """Training examples a second, all devices together."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, Meter)).samples_per_s
