@@ -71,6 +71,7 @@ class Clip(nn.Module):
         text_heads = heads if text_heads is None else text_heads
         text_feedforward = feedforward if text_feedforward is None else text_feedforward
         self.width = width
+        self.block = block
         self.vision = vision
         self.word_embeddings = nn.Embedding(vocab_size, text_width)
         self.text_embedding: TextEmbedding | PaperTextEmbedding

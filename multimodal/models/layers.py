@@ -103,20 +103,6 @@ class QuickGELU(nn.Module):
         return states * torch.sigmoid(1.702 * states)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers, each token by itself: `float[..., D]` to `float[..., D]`."""
-
-    def __init__(self, width: int, feedforward: int, activation: Literal["gelu", "quick_gelu"]) -> None:
-        super().__init__()
-        self.inner = nn.Linear(width, feedforward)
-        self.activation = nn.GELU() if activation == "gelu" else QuickGELU()
-        self.output = nn.Linear(feedforward, width)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """`float[..., D]` to `float[..., D]`."""
-        return self.output(self.activation(self.inner(states)))
-
-
 class AttentionLayer(nn.Module):
     """Attention with its norm, dropout and residual connection."""
 
@@ -136,20 +122,25 @@ class AttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    """Feed-forward with its norm, dropout and residual connection."""
+    """Two linear layers, each token by itself, with their norm, dropout and residual connection."""
 
     def __init__(self, width: int, feedforward: int, dropout: float, style: BlockStyle) -> None:
         super().__init__()
         self.pre = style.norm == "pre"
-        self.feedforward = FeedForward(width, feedforward, style.activation)
+        self.inner = nn.Linear(width, feedforward)
+        self.activation = nn.GELU() if style.activation == "gelu" else QuickGELU()
+        self.output = nn.Linear(feedforward, width)
         self.norm = nn.LayerNorm(width, eps=style.eps)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """`float[B, L, D]` to `float[B, L, D]`."""
         if self.pre:
-            return states + self.dropout(self.feedforward(self.norm(states)))
-        return self.norm(states + self.dropout(self.feedforward(states)))
+            return states + self._branch(self.norm(states))
+        return self.norm(states + self._branch(states))
+
+    def _branch(self, states: Tensor) -> Tensor:
+        return self.dropout(self.output(self.activation(self.inner(states))))
 
 
 class Block(nn.Module):
@@ -157,7 +148,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float, style: BlockStyle) -> None:
         super().__init__()
-        self.attention = AttentionLayer(width, heads, dropout, style)
+        self.self_attention = AttentionLayer(width, heads, dropout, style)
         self.feedforward = FeedForwardLayer(width, feedforward, dropout, style)
 
     def forward(self, states: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
@@ -166,8 +157,8 @@ class Block(nn.Module):
         `mask bool[B, L or 1, L]` tells which tokens may be read.
         """
         if first is None:
-            return self.feedforward(self.attention(states, mask))
-        return self.feedforward(self.attention(states[:, :first], mask, context=states))
+            return self.feedforward(self.self_attention(states, mask))
+        return self.feedforward(self.self_attention(states[:, :first], mask, context=states))
 
 
 class Encoder(nn.Module):
@@ -184,6 +175,9 @@ class Encoder(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
+        self.width = width
+        self.heads = heads
+        self.feedforward = feedforward
         self.causal = causal
         self.blocks = nn.ModuleList(Block(width, heads, feedforward, dropout, style) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=style.eps) if style.norm == "pre" else nn.Identity()

@@ -71,6 +71,7 @@ class Lxmert(nn.Module):
             raise ValueError(f"cross_layers={cross_layers}: at least 1, or the image and the text never meet")
         style = block_style(block, paper=BERT)
         self.width = width
+        self.block = block
         self.vision = vision
         self.word_embeddings = nn.Embedding(vocab_size, width)
         self.text_embedding = TextEmbedding(max_text_length, width, segments)

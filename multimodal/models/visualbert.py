@@ -62,6 +62,7 @@ class VisualBert(nn.Module):
         super().__init__()
         style = block_style(block, paper=BERT)
         self.width = width
+        self.block = block
         self.vision = vision
         self.word_embeddings = nn.Embedding(vocab_size, width)
         self.text_embedding = TextEmbedding(max_text_length, width, segments)
