@@ -52,6 +52,13 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def attributes(path: Path) -> Iterator[str]:
+    """Every `a.b` in a file where `a` is a plain name."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield f"{node.value.id}.{node.attr}"
+
+
 def within(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
@@ -113,8 +120,8 @@ def test_helpers_live_with_their_owner() -> None:
 def test_one_file_decides_what_a_config_may_run() -> None:
     """hydra's instantiate runs any function that a yaml names; config.py guards it."""
     doors = ("hydra.utils", "hydra._internal")
-    users = {path.name for path in FILES for name in imports(path) if name == "hydra" or within(name, doors)}
-    assert users <= {"config.py"}
+    users = {path.name for path in FILES for name in (*imports(path), *attributes(path)) if within(name, doors)}
+    assert users == {"config.py"}
 
 
 def test_models_need_neither_lightning_nor_hydra() -> None:
