@@ -1,0 +1,242 @@
+"""PictoScenes: two to five PictoText drawings on one canvas, with questions, captions and a gallery of twins.
+
+Made anew from a seed at each start: only the drawings and their features lie on disk.
+
+    train, val, test   the same concepts, five styles mixed in a scene, no held-out pair of concepts
+    style_shift        every drawing in a style that training never shows
+    pair_shift         two concepts that training never shows together, and questions and captions about the two
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from multimodal.data.dataset import Captions, Images, Questions, VisualInput
+from multimodal.data.features import to_pixels
+from multimodal.data.pictotext import Art, load_art
+from multimodal.data.scene_texts import Words, Writer, caption_texts
+from multimodal.data.scenes import Cast, Scenes, sample_scenes, scene_keys
+from multimodal.types import Pixels, Regions
+
+_PER_KIND = 6  # concepts of a kind at least: five may stand in one scene, and a sixth is asked for in vain
+
+
+class PictoScenes:
+    """Scenes of PictoText drawings.
+
+    Args:
+        visual: "regions", each drawing's features and box, or "pixels", the canvas.
+        image_size: side of the canvas in pixels; only "pixels" reads it.
+        num_concepts: how many things appear, evenly from as many kinds as can give six.
+        num_train_scenes: training scenes; each is asked about, and captioned together with its twin.
+        num_eval_scenes: scenes with questions in each evaluation split.
+        gallery_scenes: images in the retrieval gallery of each evaluation split, half of them twins.
+        questions_per_family: at most so many questions of each family on a scene, 1 or 2.
+        held_out_style: the art style of `style_shift`, in no other split.
+        seed: of the scenes.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    name = "pictoscenes"
+    eval_splits = ("val", "test", "style_shift", "pair_shift")
+
+    def __init__(
+        self,
+        *,
+        visual: VisualInput,
+        image_size: int,
+        num_concepts: int,
+        num_train_scenes: int,
+        num_eval_scenes: int,
+        gallery_scenes: int,
+        questions_per_family: int,
+        held_out_style: str,
+        seed: int,
+    ) -> None:
+        self._art = load_art()
+        _check("visual", visual, visual in ("regions", "pixels"), "regions or pixels")
+        _check("image_size", image_size, image_size >= 32, "32 or more")
+        sizes = {"num_train_scenes": num_train_scenes, "num_eval_scenes": num_eval_scenes}
+        for key, count in {**sizes, "gallery_scenes": gallery_scenes}.items():
+            _check(key, count, count >= 2 and count % 2 == 0, "an even number from 2 on, because halves are balanced")
+        _check("questions_per_family", questions_per_family, questions_per_family in (1, 2), "1 or 2")
+        _check("held_out_style", held_out_style, held_out_style in self._art.styles, ", ".join(self._art.styles))
+        _check("seed", seed, seed >= 0, "0 or more")
+        self.visual, self.image_size, self.seed = visual, image_size, seed
+        self.num_train_scenes, self.num_eval_scenes = num_train_scenes, num_eval_scenes
+        self.gallery_scenes, self.questions_per_family = gallery_scenes, questions_per_family
+
+        chosen = _choose_concepts(self._art, num_concepts, held_out_style)
+        concepts = [self._art.concepts[row] for row in chosen]
+        kinds = {concept.kind: concept.kind_plural for concept in concepts}
+        kind = np.array([list(kinds).index(concept.kind) for concept in concepts])
+        self._words = Words(
+            noun=np.array([concept.noun for concept in concepts], dtype=object),
+            a_noun=np.array([f"{concept.article} {concept.noun}" for concept in concepts], dtype=object),
+            kinds=np.array(list(kinds.values()), dtype=object),
+        )
+        drawings = _drawings(self._art)[chosen]
+        shown = np.array([style != held_out_style for style in self._art.styles])
+        self._casts = {
+            "train": Cast(kind, drawings[:, shown], self._art.aspect),
+            "style_shift": Cast(kind, drawings[:, ~shown], self._art.aspect),
+        }
+        self._questions: dict[str, Questions] = {}
+        self._captions: dict[str, Captions] = {}
+
+    def questions(self, split: str) -> Questions:
+        """The questions of a split, made at the first call. `guesses`: some other drawing of the scene.
+
+        Raises:
+            ValueError: no such split.
+        """
+        if split not in self._questions:
+            writer = self._writer(split, self.num_train_scenes if split == "train" else self.num_eval_scenes)
+            asked = writer.questions(self.questions_per_family)
+            self._questions[split] = Questions(
+                images=self._images(writer.scenes),
+                text=asked.text.tolist(),
+                image=asked.scene,
+                answers=[[answer] for answer in asked.answer],
+                family=asked.family.tolist(),
+                guesses={"any_drawing": asked.guess.tolist()},
+            )
+        return self._questions[split]
+
+    def captions(self, split: str) -> Captions:
+        """Scenes and their twins in turn: image 2i + 1 is image 2i with the two drawings of its caption exchanged.
+
+        Caption 2i is true of image 2i, caption 2i + 1 has the roles exchanged and is true of the twin. An evaluation
+        split has the whole truth, and the oracle `bag_of_objects`: 1 where both named things are in the image.
+
+        Raises:
+            ValueError: no such split.
+        """
+        if split not in self._captions:
+            writer = self._writer(split, self.num_train_scenes if split == "train" else self.gallery_scenes // 2)
+            place_a, direction, place_b = writer.captions()
+            scenes = writer.scenes.with_twins(place_a, place_b)
+            a, b = (writer.scenes.concept[writer.every, place] for place in (place_a, place_b))
+            a, b = np.stack([a, b], axis=1).ravel(), np.stack([b, a], axis=1).ravel()
+            direction, row = direction.repeat(2), np.arange(len(a))
+            captions = Captions(
+                images=self._images(scenes),
+                text=caption_texts(self._words, a, direction, b),
+                image=row,
+                swapped=row ^ 1,
+                group=2,
+            )
+            if split != "train":
+                both, true = _truth(scenes, a, direction, b)
+                captions = replace(captions, relevant=true, oracles={"bag_of_objects": both.astype(np.float32)})
+            self._captions[split] = captions
+        return self._captions[split]
+
+    def _writer(self, split: str, count: int) -> Writer:
+        if split not in ("train", *self.eval_splits):
+            raise ValueError(f"split {split}: PictoScenes has train, {', '.join(self.eval_splits)}")
+        keys = scene_keys(self.seed, split, count)
+        cast = self._casts["style_shift" if split == "style_shift" else "train"]
+        pair_shift = split == "pair_shift"
+        scenes = sample_scenes(cast, keys, pair_shift)
+        return Writer(scenes=scenes, keys=keys, cast=cast, words=self._words, pair_shift=pair_shift)
+
+    def _images(self, scenes: Scenes) -> Images:
+        if self.visual == "regions":
+            return RegionImages(scenes, self._art)
+        return CanvasImages(scenes, self._art, self.image_size)
+
+
+class RegionImages:
+    """Each drawing is one region: its features, computed once per drawing, and its box."""
+
+    def __init__(self, scenes: Scenes, art: Art) -> None:
+        nothing = np.zeros_like(art.features[:1])  # the last row, which -1 picks
+        self._features = torch.from_numpy(np.concatenate([art.features, nothing]))  # half[rows + 1, F]
+        self._drawing = torch.from_numpy(scenes.drawing)
+        self._boxes = torch.from_numpy(scenes.boxes.astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self._drawing)
+
+    def __call__(self, index: np.ndarray) -> Regions:
+        """Regions of the images `index int[U]`, padded to five."""
+        drawing = self._drawing[index]
+        return Regions(features=self._features[drawing].float(), boxes=self._boxes[index], mask=drawing >= 0)
+
+
+class CanvasImages:
+    """Drawings pasted on a white canvas, each into its box."""
+
+    def __init__(self, scenes: Scenes, art: Art, size: int) -> None:
+        self._sprites = {row: art.sprite(row) for row in np.unique(scenes.drawing[scenes.present]).tolist()}
+        self._drawing, self._boxes, self._size = scenes.drawing, scenes.boxes, size
+
+    def __len__(self) -> int:
+        return len(self._drawing)
+
+    def __call__(self, index: np.ndarray) -> Pixels:
+        """Canvases of the images `index int[U]`, as the backbones want them."""
+        return Pixels(to_pixels(np.stack([self.canvas(row) for row in index])))
+
+    def canvas(self, row: int) -> np.ndarray:
+        """One picture: `uint8[size, size, 3]`."""
+        canvas = np.full((self._size, self._size, 3), 255, dtype=np.uint8)
+        edges = np.rint(self._boxes[row] * self._size).astype(np.int64)
+        for drawing, (left, top, right, bottom) in zip(self._drawing[row].tolist(), edges.tolist(), strict=True):
+            if drawing >= 0:
+                sprite = Image.fromarray(self._sprites[drawing])
+                resized = sprite.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+                canvas[top:bottom, left:right] = np.asarray(resized)
+        return canvas
+
+
+def _choose_concepts(art: Art, num_concepts: int, held_out_style: str) -> np.ndarray:
+    """Rows of `art.concepts` that appear: `int[C]`, from as many kinds as can give `_PER_KIND`, as evenly as they last.
+
+    Of each kind every so-many-th, since neighbours in the art's order look alike.
+    """
+    drawn = _drawings(art) >= 0
+    shown = np.array([style != held_out_style for style in art.styles])
+    usable = np.flatnonzero(drawn[:, ~shown].all(axis=1) & drawn[:, shown].any(axis=1))
+    kinds: dict[str, list[int]] = {}
+    for concept in usable.tolist():
+        kinds.setdefault(art.concepts[concept].kind, []).append(concept)
+    members = [rows for rows in kinds.values() if len(rows) >= _PER_KIND]
+    most = sum(map(len, members))
+    allowed = f"{2 * _PER_KIND} (two kinds) to {most}"
+    _check("num_concepts", num_concepts, 2 * _PER_KIND <= num_concepts <= most, allowed)
+    members = members[: num_concepts // _PER_KIND]
+    quota = [0] * len(members)
+    while sum(quota) < num_concepts:
+        open_kinds = [i for i, rows in enumerate(members) if quota[i] < len(rows)]
+        quota[min(open_kinds, key=lambda i: quota[i])] += 1
+    return np.concatenate([np.array(r)[np.arange(q) * len(r) // q] for r, q in zip(members, quota, strict=True)])
+
+
+def _drawings(art: Art) -> np.ndarray:
+    """Rows of the art by concept and style: `int[concepts, styles]`, -1 where the style lacks the concept."""
+    rows = np.full((len(art.concepts), len(art.styles)), -1)
+    rows[art.concept, art.style] = np.arange(len(art.concept))
+    return rows
+
+
+def _check(key: str, value: object, good: bool, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"data.{key}={value}: must be {allowed}")
+
+
+def _truth(scenes: Scenes, a: np.ndarray, direction: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of captions about the concepts `a int[n]` and `b int[n]`: are both in the image, and so? Two `bool[U, n]`."""
+    images = np.arange(len(scenes.concept))[:, None]
+    place = np.full((len(scenes.concept), max(a.max(), b.max(), scenes.concept.max()) + 1), -1)
+    image, where = np.nonzero(scenes.present)
+    place[image, scenes.concept[image, where]] = where
+    both = (place[:, a] >= 0) & (place[:, b] >= 0)
+    return both, both & scenes.relations()[images, direction, place[:, a], place[:, b]]
