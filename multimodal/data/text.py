@@ -162,15 +162,15 @@ class ClipTokenizer(Tokenizer):
         path = Path(vocabulary)
         if path.is_dir() or path.suffix == ".json":
             folder = path if path.is_dir() else path.parent
-            merges = _merges(_existing(folder / "merges.txt").read_text("utf-8"))
+            merges = _merges(folder / "merges.txt")
             ids: dict[str, int] = json.loads(_existing(folder / "vocab.json").read_text("utf-8"))
             tokens = sorted(ids, key=ids.__getitem__)
             if [ids[token] for token in tokens] != list(range(len(tokens))):
                 raise ValueError(f"text.vocabulary={path}: the ids of vocab.json are not 0 to {len(tokens) - 1}")
+            if unknown := {"".join(merge.split()) for merge in merges} - ids.keys():
+                raise ValueError(f"text.vocabulary={path}: merges.txt makes {min(unknown)!r}, vocab.json lacks it")
         else:
-            content = _existing(path).read_bytes()
-            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-            merges = _merges(text)
+            merges = _merges(path)
             letters = _byte_letters()
             tokens = [*letters, *(letter + "</w>" for letter in letters)]
             tokens += ["".join(merge.split()) for merge in merges]
@@ -188,11 +188,15 @@ def _existing(path: Path) -> Path:
 CLIP_MERGES = 48_894
 
 
-def _merges(text: str) -> list[str]:
-    """One merge a line; a line that names the version may stand first."""
-    lines = text.split("\n")
-    first = 1 if "#version" in lines[0] else 0
-    return [line for line in lines[first : first + CLIP_MERGES] if line]
+def _merges(path: Path) -> list[str]:
+    """Read one merge of two tokens a line; a line that names the version may stand first."""
+    content = _existing(path).read_bytes()
+    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").splitlines()
+    first = 1 if lines and "#version" in lines[0] else 0
+    merges = [line for line in lines[first : first + CLIP_MERGES] if line]
+    if wrong := [line for line in merges if len(line.split()) != 2]:
+        raise ValueError(f"text.vocabulary={path}: a line of byte-pair merges holds two tokens, not {wrong[0]!r}")
+    return merges
 
 
 def _byte_letters() -> list[str]:
