@@ -35,7 +35,10 @@ class DataModule(L.LightningDataModule):
         num_workers: processes that assemble batches; 0 does it in the training process.
         seed: decides the order of training.
         max_text_length: tokens a text, start and end counted.
-        limit: train and validate on so many first training examples only.
+        limit: train and validate on so many first training examples only; none: on all.
+
+    Raises:
+        ValueError: the limit is not positive.
     """
 
     tokenizer: Tokenizer
@@ -56,6 +59,8 @@ class DataModule(L.LightningDataModule):
         limit: int | None,
     ) -> None:
         super().__init__()
+        if limit is not None and limit < 1:
+            raise ValueError(f"overfit={limit}: must be 1 or more, or null for the whole training split")
         self.dataset = dataset
         self.table_name = table
         if tokenizer is not None:
@@ -91,11 +96,11 @@ class DataModule(L.LightningDataModule):
         Raises:
             ValueError: no such split, or its table is empty.
         """
+        if split == "val" and self.limit is not None:
+            return self.table("train")
         if split not in self._tables:
-            if self.limit is None or split in self.test_splits:
-                self._tables[split] = self._load(split)
-            else:
-                self._tables[split] = _head(self._load("train"), self.limit)
+            table = self._load(split)
+            self._tables[split] = table if split != "train" or self.limit is None else _head(table, self.limit)
         return self._tables[split]
 
     def train_dataloader(self) -> ResumableLoader:

@@ -87,13 +87,12 @@ class TrainingSampler(Sampler[np.ndarray]):
         """Go on after the last batch that was handed out.
 
         Raises:
-            ValueError: the rest of this epoch would be other examples than without the interruption.
+            ValueError: what follows would be other examples than without the interruption.
         """
-        in_epoch = 0 < state["batches_done"] < len(self)
-        if in_epoch and state["order"] != self._order_key():
+        if state["order"] != self._order_key():
             raise ValueError(
-                f"resume: the run stopped within an epoch of {state['order']} and cannot go on with "
-                f"{self._order_key()}; set seed, data and loader.batch_size x devices as they were"
+                f"resume: the run read its examples in the order of {state['order']}, these settings ask for "
+                f"{self._order_key()}; set data, seed, overfit and loader.batch_size x devices as they were"
             )
         self.epoch, self.batches_done = state["epoch"], state["batches_done"]
 
