@@ -14,8 +14,7 @@ from multimodal.config import instantiate, target_class
 from multimodal.data.datamodule import DataModule
 from multimodal.data.text import ClipTokenizer, Tokenizer, WordPieceTokenizer
 from multimodal.data.vocabularies import Vocabularies
-from multimodal.runs.record import MetricsLog
-from multimodal.runs.watch import Meter, progress_bar
+from multimodal.runs.watch import Meter, MetricsLog, progress_bar
 from multimodal.tasks.base import Task, unused_parameters
 from multimodal.tasks.optim import Optim
 
@@ -139,9 +138,9 @@ def _callbacks(plain: dict[str, Any], run_dir: Path | None) -> list[Callback]:
     return callbacks
 
 
-def precision(wanted: str, accelerator: str) -> str:
-    """`auto` is bf16 on a GPU that has it and fp32 elsewhere; the weights are fp32 either way."""
-    if wanted != "auto":
+def precision(wanted: str | int | None, accelerator: str) -> str | int:
+    """If nothing is wanted, bf16 on a GPU that has it and fp32 elsewhere; the weights are fp32 either way."""
+    if wanted is not None:
         return wanted
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
 import inspect
 import json
 import types
@@ -290,15 +291,19 @@ def _trusted_class(target: str, base_name: str, allow: list[str]) -> type:
             [f"_target_={target}: not from a trusted package; allowed: {', '.join(trusted)}, and `allow`"]
         )
     try:
-        found = hydra.utils.get_object(target)
-    except Exception as error:
-        raise ConfigError([f"_target_={target}: can't be found: {first_line(error)}"]) from error
-    base = hydra.utils.get_class(base_name)
+        found, base = _named(target), _named(base_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError([f"_target_={target}: can't be found: {error}"]) from error
     if not isinstance(found, type) or found.__module__.partition(".")[0] not in trusted:
         raise ConfigError([f"_target_={target}: not a class of a trusted package; allowed: a {base_name}"])
     if not _is_a(found, base):
         raise ConfigError([f"_target_={target}: not a {base_name}, which `{base_name.rpartition('.')[2]}` has to be"])
     return found
+
+
+def _named(dotted: str) -> Any:
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _is_a(cls: type, base: type) -> bool:

@@ -16,8 +16,9 @@ from multimodal.config import ConfigError, check, register, resumed
 from multimodal.data.text import Tokenizer
 from multimodal.data.transforms import PixelTransform, RegionTransform
 from multimodal.data.vocabularies import Vocabularies
-from multimodal.runs.record import rank, read_config, write_json, write_predictions
+from multimodal.runs.record import read_config, write_json, write_predictions
 from multimodal.runs.result import environment, print_scores, scores
+from multimodal.runs.watch import rank
 from multimodal.tasks.base import Task
 
 

@@ -27,9 +27,9 @@ from multimodal.config import ConfigError, check, conf_dir, config_hash, registe
 from multimodal.data.datamodule import DataModule
 from multimodal.data.vocabularies import Vocabularies
 from multimodal.overrides import explain
-from multimodal.runs.record import RunFolder, rank, read_status, write_predictions
+from multimodal.runs.record import RunFolder, read_status, write_predictions
 from multimodal.runs.result import SCHEMA_VERSION, environment, flops_per_sample, parameters, print_scores, scores
-from multimodal.runs.watch import peak_memory_bytes, samples_per_s
+from multimodal.runs.watch import peak_memory_bytes, rank, samples_per_s
 from multimodal.tasks.base import Task
 
 

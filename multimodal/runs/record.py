@@ -13,25 +13,17 @@ Only rank 0 writes. Files appear whole or not at all.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TextIO, cast
+from typing import Any, Self, cast
 
 import pyarrow
 import pyarrow.parquet
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
-
-
-def rank() -> int:
-    """The rank of this process, also before the ranks know of each other."""
-    return int(rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 class RunFolder:
@@ -47,7 +39,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path.absolute()
-        self._lock: TextIO = (path / ".lock").open("a")
+        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)  # closed, and so released, when the process ends
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -122,35 +114,3 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-class MetricsLog(Logger):
-    """metrics.csv, one line a number: a resumed or killed run only ever adds lines."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    @property
-    def name(self) -> str:
-        """What Lightning calls this logger."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """There is one a run."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a line for each metric."""
-        new = not self._path.exists()
-        with self._path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", "metric", "value"])
-            writer.writerows([step, name, value] for name, value in metrics.items() if name != "epoch")

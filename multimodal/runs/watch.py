@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from multimodal.types import Batch
 
@@ -89,3 +93,40 @@ def samples_per_s(trainer: Trainer) -> float:
     """Training examples a second, all devices together."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next(callback for callback in callbacks if isinstance(callback, Meter)).samples_per_s
+
+
+def rank() -> int:
+    """The rank of this process, also before the ranks know of each other."""
+    return int(rank_zero_only.rank)  # type: ignore[attr-defined]
+
+
+class MetricsLog(Logger):
+    """metrics.csv, one line a number: a resumed or killed run only ever adds lines."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        """What Lightning calls this logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """There is one a run."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a line for each metric."""
+        new = not self._path.exists()
+        with self._path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", "metric", "value"])
+            writer.writerows([step, name, value] for name, value in metrics.items() if name != "epoch")
