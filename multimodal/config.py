@@ -224,7 +224,8 @@ def instantiate(node: dict[str, Any], key: str, allow: list[str], **injected: An
     """
     if problems := _check_node(key, node, _slot(key), allow):
         raise ConfigError(problems)
-    return hydra.utils.instantiate({**node, "_recursive_": False, "_convert_": "all"}, **injected)
+    make = hydra.utils.instantiate({**node, "_recursive_": False, "_convert_": "all", "_partial_": True})
+    return make(**injected)  # not through Hydra, which would turn a dataclass into a config
 
 
 def target_class(node: dict[str, Any], key: str, allow: list[str]) -> Any:
