@@ -17,7 +17,7 @@ from PIL import Image
 
 from multimodal.data.dataset import Captions, Images, Questions, VisualInput
 from multimodal.data.features import to_pixels
-from multimodal.data.pictotext import Art, load_art
+from multimodal.data.pictotext import STYLES, Art, load_art
 from multimodal.data.scene_texts import Words, Writer, caption_texts
 from multimodal.data.scenes import Cast, Scenes, sample_scenes, scene_keys
 from multimodal.types import Pixels, Regions
@@ -59,22 +59,22 @@ class PictoScenes:
         held_out_style: str,
         seed: int,
     ) -> None:
-        self._art = load_art()
         _check("visual", visual, visual in ("regions", "pixels"), "regions or pixels")
         _check("image_size", image_size, image_size >= 32, "32 or more")
         sizes = {"num_train_scenes": num_train_scenes, "num_eval_scenes": num_eval_scenes}
         for key, count in {**sizes, "gallery_scenes": gallery_scenes}.items():
             _check(key, count, count >= 2 and count % 2 == 0, "an even number from 2 on, because halves are balanced")
         _check("questions_per_family", questions_per_family, questions_per_family in (1, 2), "1 or 2")
-        _check("held_out_style", held_out_style, held_out_style in self._art.styles, ", ".join(self._art.styles))
+        _check("held_out_style", held_out_style, held_out_style in STYLES, ", ".join(STYLES))
         _check("seed", seed, seed >= 0, "0 or more")
         self.visual, self.image_size, self.seed = visual, image_size, seed
         self.num_train_scenes, self.num_eval_scenes = num_train_scenes, num_eval_scenes
         self.gallery_scenes, self.questions_per_family = gallery_scenes, questions_per_family
 
+        self._art = load_art().things()
         chosen = _choose_concepts(self._art, num_concepts, held_out_style)
         concepts = [self._art.concepts[row] for row in chosen]
-        kinds = {concept.kind: concept.kind_plural for concept in concepts}
+        kinds = {concept.kind: concept.kinds for concept in concepts}
         kind = np.array([list(kinds).index(concept.kind) for concept in concepts])
         self._words = Words(
             noun=np.array([concept.noun for concept in concepts], dtype=object),
@@ -183,7 +183,7 @@ class CanvasImages:
 
     def __call__(self, index: np.ndarray) -> Pixels:
         """Canvases of the images `index int[U]`, as the backbones want them."""
-        return Pixels(to_pixels(np.stack([self.canvas(row) for row in index])))
+        return Pixels(to_pixels(np.stack([self.canvas(row) for row in index]), self._size))
 
     def canvas(self, row: int) -> np.ndarray:
         """One picture: `uint8[size, size, 3]`."""

@@ -135,10 +135,12 @@ class Writer:
         return parts
 
     def relation(self, rounds: int) -> list[Asked]:
-        """Ask "what is left of the cow?" where exactly one thing is and a third thing is elsewhere."""
+        """Ask "what is left of the cow?" where exactly one thing is.
+
+        Another thing lies to the left as well, out of line: who doesn't look for the cow can't tell the two.
+        """
         alone = self.relations & (self.relations.sum(axis=2, keepdims=True) == 1) & self.about
-        fresh = alone.any(axis=2) & (self.scenes.present.sum(axis=1) > 2)[:, None, None]
-        fresh = fresh.reshape(len(self.every), -1)
+        fresh = (alone.any(axis=2) & (self.scenes.sides().sum(axis=2) > 1)).reshape(len(self.every), -1)
         text = "what is " + _STANDS[:, None] + " the " + self.words.noun + "?"
         parts = []
         for turn in range(rounds):

@@ -46,18 +46,20 @@ class Scenes:
         """Where a drawing stands: `bool[S, O]`."""
         return self.concept >= 0
 
-    def relations(self) -> np.ndarray:
-        """Who stands how to whom: `bool[S, 4, O, O]`, [s, d, a, b] = a stands in `DIRECTIONS[d]` of b.
+    def sides(self) -> np.ndarray:
+        """Who lies to which side of whom: `bool[S, 4, O, O]`, [s, d, a, b] = a further to `DIRECTIONS[d]` than b."""
+        dx, dy = self._differences()
+        apart = np.stack([dx < -APART, dx > APART, dy < -APART, dy > APART], axis=1)
+        return apart & (self.present[:, :, None] & self.present[:, None, :])[:, None]
 
-        Left and right hold between drawings that are level, above and below between drawings one over the other: of two
-        drawings on a diagonal none is said, so that naming a thing says where to look.
+    def relations(self) -> np.ndarray:
+        """Who stands how to whom: `bool[S, 4, O, O]`, [s, d, a, b] = a stands `DIRECTIONS[d]` of b.
+
+        That is, to this side and in line. Of two drawings on a diagonal none is said, so that naming a thing says where
+        to look.
         """
-        x, y = self._centres()
-        dx, dy = x[:, :, None] - x[:, None, :], y[:, :, None] - y[:, None, :]
-        level, upright = np.abs(dy) < APART, np.abs(dx) < APART
-        holds = np.stack([level & (dx < -APART), level & (dx > APART), upright & (dy < -APART), upright & (dy > APART)])
-        both = self.present[:, :, None] & self.present[:, None, :]
-        return (holds & both).swapaxes(0, 1)
+        level, upright = (np.abs(difference) < APART for difference in self._differences()[::-1])
+        return self.sides() & np.stack([level, level, upright, upright], axis=1)
 
     def extremes(self) -> np.ndarray:
         """The drawing furthest to each side: `int[S, 4]` in 0..O-1, or -1 where it leads by less than `APART`."""
@@ -90,6 +92,11 @@ class Scenes:
         centre = (self.boxes[..., :2] + self.boxes[..., 2:]) / 2
         return centre[..., 0], centre[..., 1]
 
+    def _differences(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far each drawing lies from each other in x and in y, `float[S, O, O]` both."""
+        x, y = self._centres()
+        return x[:, :, None] - x[:, None, :], y[:, :, None] - y[:, None, :]
+
 
 def held_out_pairs(kind: np.ndarray) -> np.ndarray:
     """The pairs that only the split `pair_shift` shows together, for `kind int[C]`: `bool[C, C]`, symmetric.
@@ -120,8 +127,8 @@ def sample_scenes(cast: Cast, keys: np.ndarray, pair_shift: bool) -> Scenes:
         candidates = _propose(cast, keys[pending], number[pending], attempt)
         in_line = candidates.relations().any(axis=1)
         together = candidates.present[:, :, None] & candidates.present[:, None, :]
-        held: np.ndarray = held_out[candidates.concept[:, :, None], candidates.concept[:, None, :]] & together
-        paired = (held & in_line).any(axis=(1, 2)) if pair_shift else ~held.any(axis=(1, 2))
+        held = held_out[candidates.concept[:, :, None], candidates.concept[:, None, :]] & together
+        paired = np.any(held & in_line, axis=(1, 2)) if pair_shift else ~np.any(held, axis=(1, 2))
         good = in_line.any(axis=(1, 2)) & (candidates.extremes() >= 0).any(axis=1) & paired
         done = pending[good]
         scenes.concept[done] = candidates.concept[good]
