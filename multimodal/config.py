@@ -205,6 +205,10 @@ def check(plain: dict[str, Any]) -> None:
         problems += _check_node(key, node, slot, plain["allow"])
         for number, callback in enumerate(callbacks):
             problems += _check_node(f"trainer.callbacks.{number}", callback, CALLBACK, plain["allow"])
+    if not problems and (table := target_class(plain["task"], "task", plain["allow"]).table) not in (
+        tables := target_class(plain["data"], "data", plain["allow"]).tables
+    ):
+        problems.append(f"data._target_={plain['data']['_target_']}: has {', '.join(tables)}; the task needs {table}")
     problems += _check_values(plain)
     if problems:
         raise ConfigError(problems)

@@ -139,7 +139,7 @@ def record(run: Run, folder: RunFolder, trainer: Trainer) -> None:
             },
             "steps": trainer.global_step,
             "global_batch_size": data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
-            "order_hash": data.order_hash(trainer.global_step),
+            "order_hash": data.order_hash(trainer.global_step * trainer.accumulate_grad_batches),
             "frozen": run.frozen,
             "tokenizer_hash": task.vocabularies.tokenizer.hash,
             "answers_hash": task.vocabularies.answers.hash if task.vocabularies.answers else None,

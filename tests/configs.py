@@ -7,6 +7,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from omegaconf import open_dict
+
 from multimodal.config import conf_dir, register, resolved
 
 SMALL = (
@@ -30,7 +32,8 @@ def composed(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
         choices = dict(cfg.hydra.runtime.choices)
-        del cfg["hydra"]
+        with open_dict(cfg):
+            del cfg["hydra"]
     plain = resolved(cfg)
     plain["choices"] = {group: choices[group] for group in ("model", "size", "vision", "data", "task")}
     return plain

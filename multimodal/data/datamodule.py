@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Literal
 
@@ -196,9 +195,10 @@ class DataModule(L.LightningDataModule):
     def _training_text(self) -> list[str]:
         """Questions and captions alike, so that both tasks share one vocabulary."""
         text = list(self._load("train").text)
-        other = self.dataset.captions if self.table_name == "questions" else self.dataset.questions
-        with contextlib.suppress(ValueError):  # the data set has only one of the two
-            text += other("train").text
+        if self.table_name == "questions" and "captions" in self.dataset.tables:
+            text += self.dataset.captions("train").text
+        elif self.table_name == "captions" and "questions" in self.dataset.tables:
+            text += self.dataset.questions("train").text
         return text
 
 

@@ -56,13 +56,14 @@ class VisionLanguageData(Protocol):
     """A data set. Everything it returns is a function of its own settings and the arguments alone."""
 
     name: str
+    tables: tuple[Literal["questions", "captions"], ...]  # which of the two it has
     eval_splits: tuple[str, ...]  # "val" first, then "test", then shift splits
 
     def questions(self, split: str) -> Questions:
         """The questions of "train" or of one of `eval_splits`.
 
         Raises:
-            ValueError: no such split, or the data set has no questions.
+            ValueError: no such split.
         """
         ...
 
@@ -70,6 +71,6 @@ class VisionLanguageData(Protocol):
         """The captions of "train", or the retrieval gallery of one of `eval_splits`.
 
         Raises:
-            ValueError: no such split, or the data set has no captions.
+            ValueError: no such split.
         """
         ...

@@ -44,6 +44,7 @@ class PictoScenes:
     """
 
     name = "pictoscenes"
+    tables = ("questions", "captions")
     eval_splits = ("val", "test", "style_shift", "pair_shift")
 
     def __init__(
@@ -66,7 +67,7 @@ class PictoScenes:
             _check(key, count, count >= 2 and count % 2 == 0, "an even number from 2 on, because halves are balanced")
         _check("questions_per_family", questions_per_family, questions_per_family in (1, 2), "1 or 2")
         _check("held_out_style", held_out_style, held_out_style in STYLES, ", ".join(STYLES))
-        _check("seed", seed, seed >= 0, "0 or more")
+        _check("seed", seed, 0 <= seed < 2**64, "0 to 2**64 - 1")
         self.visual, self.image_size, self.seed = visual, image_size, seed
         self.num_train_scenes, self.num_eval_scenes = num_train_scenes, num_eval_scenes
         self.gallery_scenes, self.questions_per_family = gallery_scenes, questions_per_family

@@ -165,6 +165,7 @@ class PictoText:
     """
 
     name = "pictotext"
+    tables = ("questions", "captions")
     eval_splits = ("val", "test", "style_shift")
 
     def __init__(self, *, visual: VisualInput, image_size: int, seed: int) -> None:

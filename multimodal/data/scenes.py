@@ -28,7 +28,7 @@ _NUMBER = np.array([2, 3, 3, 4, 4, 4, 5, 5, 5, 5])  # drawings in a scene: many,
 class Cast:
     """The concepts that may appear and how they are drawn."""
 
-    kind: np.ndarray  # int[C]  kind of each concept, 0..K-1
+    kind: np.ndarray  # int[C]  kind of each concept, 0..K-1, ascending
     drawings: np.ndarray  # int[C, styles]  rows of the art, -1 where a style lacks the concept
     aspect: np.ndarray  # float[rows of the art]  width / height of the ink
 
@@ -129,7 +129,7 @@ def sample_scenes(cast: Cast, keys: np.ndarray, pair_shift: bool) -> Scenes:
         together = candidates.present[:, :, None] & candidates.present[:, None, :]
         held = held_out[candidates.concept[:, :, None], candidates.concept[:, None, :]] & together
         paired = np.any(held & in_line, axis=(1, 2)) if pair_shift else ~np.any(held, axis=(1, 2))
-        good = in_line.any(axis=(1, 2)) & (candidates.extremes() >= 0).any(axis=1) & paired
+        good = np.any(in_line, axis=(1, 2)) & np.any(candidates.extremes() >= 0, axis=1) & paired
         done = pending[good]
         scenes.concept[done] = candidates.concept[good]
         scenes.drawing[done] = candidates.drawing[good]
