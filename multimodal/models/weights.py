@@ -122,7 +122,8 @@ def save_transformers(model: Model, directory: str | Path, *, eos_token_id: int 
     for name, parameter in model.named_parameters():
         theirs = _theirs(name, names)
         if theirs:
-            parts = parameter.detach().chunk(len(theirs))
+            values = parameter.detach()
+            parts = values.chunk(len(theirs)) if len(theirs) > 1 else (values,)
             tensors |= {their_name: part.clone() for their_name, part in zip(theirs, parts, strict=True)}
         else:
             left_out.append(name)

@@ -1,12 +1,14 @@
-"""The papers' blocks compute what transformers computes, given the same weights: outputs, masks, gradients, both ways."""
+"""With the same weights, the papers' blocks compute what transformers computes: outputs and gradients, both ways."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 
 from multimodal.models.lxmert import Lxmert
@@ -172,3 +174,83 @@ def test_clip_equals_transformers(name: str, config: dict, tmp_path: Path) -> No
     close(encoded_text.states[text.mask], out.text_model_output.last_hidden_state[text.mask])
     # Ours come after the last norm, which transformers applies to the class token only.
     close(encoded_image.states, reference.vision_model.post_layernorm(out.vision_model_output.last_hidden_state))
+
+
+def test_gradients_equal_those_of_transformers(tmp_path: Path) -> None:
+    """Of every parameter, through every output. Position and segment 0 of their LXMERT can't learn, ours can."""
+    reference = make_reference("Lxmert", LXMERT[0])
+    reference.save_pretrained(tmp_path / "theirs")
+    model, _ = load_transformers(tmp_path / "theirs")
+    model, reference = model.double(), reference.double()
+    text, image = make_text(LXMERT[0]), make_regions(LXMERT[0])
+    image = replace(image, features=image.features.double(), boxes=image.boxes.double())
+    weights = torch.randn(3, 36).double()
+
+    fused = model.fuse(model.encode_image(image), model.encode_text(text), reads="both")
+    text_states, image_states, pooled = run_bert(reference, text, image)
+    for states, seen, pool in (
+        (fused.text.states, fused.image.states, fused.pooled),
+        (text_states, image_states, pooled),
+    ):
+        loss = (states[text.mask] ** 2 * weights[0]).sum() + (seen[image.mask] ** 2 * weights[1]).sum()
+        (loss + (pool * weights[2]).sum()).backward()
+
+    # The gradients go through the export, as the weights would.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                parameter.copy_(parameter.grad)
+            else:
+                assert name.startswith("embedding.")
+    save_transformers(model, tmp_path / "gradients")
+    ours = load_file(tmp_path / "gradients" / "model.safetensors")
+    for name, parameter in reference.named_parameters():
+        rows = slice(1, None) if name.startswith("embeddings.") and "LayerNorm" not in name else slice(None)
+        torch.testing.assert_close(ours[name][rows], parameter.grad[rows], rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("name, config", CASES)
+def test_round_trip(name: str, config: dict, tmp_path: Path) -> None:
+    """Theirs to ours to theirs: not a bit of the weights has changed, no key is missing, none unexpected."""
+    reference = make_reference(name, config)
+    reference.save_pretrained(tmp_path / "theirs")
+    model, report = load_transformers(tmp_path / "theirs")
+    eos = config.get("text_config", {}).get("eos_token_id")
+    left_out = save_transformers(model, tmp_path / "ours", eos_token_id=eos)
+    assert left_out == report.missing
+
+    again, info = type(reference).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()), info
+    before, after = reference.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+    text = make_text(config)
+    with torch.no_grad():
+        if name == "CLIP":
+            image = make_pixels(config)
+            inputs = {"input_ids": text.ids, "attention_mask": text.mask.long(), "pixel_values": image.pixels}
+            close(again(**inputs).logits_per_image, reference(**inputs).logits_per_image)
+        else:
+            image = make_regions(config)
+            for first, second in zip(
+                run_bert(again.eval(), text, image), run_bert(reference, text, image), strict=True
+            ):
+                close(first, second)
+
+
+@pytest.mark.parametrize("name, config", CLIP_CASES)
+@pytest.mark.parametrize("patches", [3, 9])
+def test_clip_at_another_image_size(name: str, config: dict, patches: int, tmp_path: Path) -> None:
+    """Positions are interpolated as transformers does; that of the class token stays."""
+    reference = make_reference(name, config)
+    reference.save_pretrained(tmp_path)
+    size = patches * config["vision_config"]["patch_size"] + 2
+    model, report = load_transformers(tmp_path, image_size=size)
+    assert sum(line.startswith("image_positions.weight: ") for line in report.reshaped) == 1
+    pixels = Pixels(torch.randn(2, 3, size, size))
+    with torch.no_grad():
+        ours = model.embed_image(model.encode_image(pixels))
+        theirs = reference.get_image_features(pixels.pixels, interpolate_pos_encoding=True).pooler_output
+    close(ours, theirs)
+    assert torch.equal(model.image_positions.weight[0], reference.vision_model.embeddings.position_embedding.weight[0])
