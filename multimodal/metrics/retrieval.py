@@ -162,7 +162,7 @@ def _recall_at(k: int, standing: Tensor) -> float:
     few, many = torch.minimum(taken, right), torch.maximum(taken, right).double()
     hit = torch.zeros_like(many)
     for i in range(int(few.max())):
-        hit = torch.where(i < few, hit + (1 - hit) * (many / (level - i)).clamp(max=1), hit)
+        hit = torch.where(i < few, hit + (1 - hit) * (many / (level - i)), hit)
     # Equal values are weighted, not added up one by one: constant similarity gives k/N to the last bit.
     values, counts = hit.unique(return_counts=True)
     return math.fsum(value * (count / len(hit)) for value, count in zip(values.tolist(), counts.tolist(), strict=True))
