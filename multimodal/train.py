@@ -5,9 +5,11 @@ Starts as `python -m multimodal.train`: Lightning starts the other ranks by this
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,9 +174,19 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     return {**resolved(cfg), "choices": {group: chosen[group] for group in groups if chosen.get(group)}}
 
 
+def quiet() -> None:
+    """Keep what the user has to know on the screen: Lightning's advertisements and its notices to itself go."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Batches of the embedded data cost microseconds: a worker process would cost more than it saves.
+    warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck")
+
+
 def main() -> None:
     """Say all that is wrong with the command line at once, then let Hydra take over."""
     register()
+    quiet()
     arguments = sys.argv[1:]
     flags = [argument for argument in arguments if argument.startswith("-")]
     if not flags and (problems := explain(arguments)):
