@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from multimodal.data.scenes import MAX_DRAWINGS, Cast, Scenes, draw, held_out_pairs, pick
+from multimodal.data.scenes import MAX_DRAWINGS, Cast, Scenes, choose, draw, held_out_pairs, pick
 
 FAMILIES = ("exist", "count", "query", "compare", "relation")
 
@@ -22,6 +22,7 @@ _STANDS = np.array(["left of", "right of", "above", "below"], dtype=object)
 _SAID = np.array(["to the left of", "to the right of", "above", "below"], dtype=object)
 
 _NUMBER = np.array([str(number) for number in range(MAX_DRAWINGS + 1)], dtype=object)
+_ALIKE = 0.5  # share of absent things that are asked for because another of their kind is there
 _ABSENT_KIND = 0.15  # share of "how many" questions whose answer is 0
 
 
@@ -79,16 +80,22 @@ class Writer:
         return Asked(**{name: column[order] for name, column in whole.items()})
 
     def exist(self, rounds: int) -> list[Asked]:
-        """Ask "is there a cow?" Where the answer is no, something else of its kind is there."""
+        """Ask "is there a cow?" Where the answer is no, in half of the cases something else of its kind is there.
+
+        Only half: were it always so, knowing kinds would not help at all, and nothing would lead a model from there on
+        to telling things of one kind apart.
+        """
         there = np.zeros((len(self.every), len(self.cast.kind)), dtype=bool)
         scene, place = np.nonzero(self.scenes.present)
         there[scene, self.scenes.concept[scene, place]] = True
         parts = []
         for turn in range(rounds):
             yes = self._yes(turn)
-            kind = self.kind[self.every, pick(self.scenes.present, self._chance("exist kind", turn))]
-            alike = (self.cast.kind == kind[:, None]) & ~there
-            concept = pick(np.where(yes[:, None], there, alike), self._chance("exist", turn))
+            present_kind = self.kind[self.every, pick(self.scenes.present, self._chance("exist kind", turn))]
+            any_kind = choose(len(self.words.kinds), self._chance("exist any kind", turn))
+            kind = np.where(self._chance("exist alike", turn) < _ALIKE, present_kind, any_kind)
+            absent = (self.cast.kind == kind[:, None]) & ~there
+            concept = pick(np.where(yes[:, None], there, absent), self._chance("exist", turn))
             text = "is there " + self.words.a_noun + "?"
             parts.append(self._asked("exist", text[concept], _yes_no(yes)))
         return parts

@@ -174,7 +174,7 @@ def test_more_scenes_leave_the_first_ones_as_they_are(data: PictoScenes) -> None
     assert more.captions("train").text[:2000] == data.captions("train").text
 
 
-GOLDEN = "a3ee88d8afe45bdaea3e958afbb3190776d8e78f6b27b2e4ca720602ec8144ed"
+GOLDEN = "e1b8e4076681f2120279c253819f60a943e1236af65400c504337c26191251a4"
 
 
 def test_golden(data: PictoScenes) -> None:

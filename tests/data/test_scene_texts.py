@@ -83,12 +83,14 @@ def test_half_of_each_yes_no_family_is_yes(split: str, rounds: int, family: str)
     assert answers == {"yes": SCENES * rounds / 2, "no": SCENES * rounds / 2}
 
 
-def test_what_is_not_there_has_its_kind_there(train: Writer, asked: Asked) -> None:
+def test_of_half_of_what_is_not_there_the_kind_is(train: Writer, asked: Asked) -> None:
     kind_of = dict(zip(WORDS.a_noun, WORDS.kinds[train.cast.kind], strict=True))
     chosen = (asked.family == "exist") & (asked.answer == "no")
-    for scene, text in zip(asked.scene[chosen], asked.text[chosen], strict=True):
-        kinds = kind_of[text.removeprefix("is there ").removesuffix("?")]
-        assert kinds in [thing.kinds for thing in things(train, scene)]
+    alike = [
+        kind_of[text.removeprefix("is there ").removesuffix("?")] in [thing.kinds for thing in things(train, scene)]
+        for scene, text in zip(asked.scene[chosen], asked.text[chosen], strict=True)
+    ]
+    assert 0.6 < np.mean(alike) < 0.8  # half by intention, some of the rest by chance: there are five kinds
 
 
 def test_counts_go_from_0_to_5_and_none_is_the_rule(asked: Asked) -> None:
