@@ -35,9 +35,7 @@ CELL = 80  # side of a drawing's cell in its style's sheet, pixels
 COLUMNS = 40  # cells in a row of the sheet
 
 _SHIFT_STYLE = "twemoji"
-_HARD_NEGATIVES = (
-    4  # "is this an animal?" is denied of what stands in the so many times larger neighbourhood of animals
-)
+_NEIGHBOURHOOD = 4  # drawings to deny a kind of are drawn from the nearest ones, so many times as many as needed
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class Art:
     size: np.ndarray  # int[n, 2]  width, height of the ink in pixels; the longer one is CELL
     features: np.ndarray  # float16[m, 1280]  EfficientNet-Lite0 features of the drawings that have any
     feature_row: np.ndarray  # int[n]  row of `features`, -1 for none
-    _cell: np.ndarray  # int[n]  place in the style's sheet
-    _folder: Path
+    cell: np.ndarray  # int[n]  place in the style's sheet
+    folder: Path
     styles: tuple[str, ...] = STYLES
     _sheets: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -91,15 +89,15 @@ class Art:
             size=self.size[rows],
             features=self.features[self.feature_row[rows]],
             feature_row=np.arange(len(rows)),
-            _cell=self._cell[rows],
+            cell=self.cell[rows],
         )
 
     def square(self, drawing: int) -> np.ndarray:
         """A drawing in the middle of a white square, `uint8[CELL, CELL, 3]`."""
         style = self.styles[self.style[drawing]]
         if style not in self._sheets:
-            self._sheets[style] = np.asarray(Image.open(self._folder / f"{style}.webp").convert("RGB"))
-        row, column = divmod(int(self._cell[drawing]), COLUMNS)
+            self._sheets[style] = np.asarray(Image.open(self.folder / f"{style}.webp").convert("RGB"))
+        row, column = divmod(int(self.cell[drawing]), COLUMNS)
         return self._sheets[style][row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
 
     def sprite(self, drawing: int) -> np.ndarray:
@@ -143,8 +141,8 @@ def read_drawings(folder: Path) -> Art:
         size=np.stack([width, height], axis=1),
         features=np.empty((0, FEATURE_SIZE), np.float16),
         feature_row=np.full(len(concept), -1),
-        _cell=cell,
-        _folder=folder,
+        cell=cell,
+        folder=folder,
     )
 
 
@@ -252,7 +250,7 @@ class PictoText:
             text = f"is this {'an' if one[0] in 'aeiou' else 'a'} {one}?"
             yes, others = np.flatnonzero(kind == one), np.flatnonzero((kind != one) & (kind != ""))
             distance = np.abs(concept[others][:, None] - np.unique(concept[yes])).min(axis=1)
-            near = others[np.argsort(distance, kind="stable")][: _HARD_NEGATIVES * len(yes)]
+            near = others[np.argsort(distance, kind="stable")][: _NEIGHBOURHOOD * len(yes)]
             assert len(near) >= len(yes)
             no = self._generator(split, one).choice(near, size=len(yes), replace=False)
             asked += [(image, text, "yes", "is_a") for image in yes.tolist()]
