@@ -14,6 +14,7 @@ from multimodal.config import instantiate, target_class
 from multimodal.data.datamodule import DataModule
 from multimodal.data.text import ClipTokenizer, Tokenizer, WordPieceTokenizer
 from multimodal.data.vocabularies import Vocabularies
+from multimodal.models.vision import StandardisedRegions
 from multimodal.runs.watch import Meter, MetricsLog, progress_bar
 from multimodal.tasks.base import Task, unused_parameters
 from multimodal.tasks.optim import Optim
@@ -68,6 +69,12 @@ def build_task(plain: dict[str, Any], vocabularies: Vocabularies) -> Task:
         plain["task"], "task", allow, model=model, vocabularies=vocabularies, optim=Optim(**plain["optim"])
     )
     return task
+
+
+def measure_features(task: Task, data: DataModule) -> None:
+    """Let a stem that standardises its features see what they are like, on up to 2,000 training examples."""
+    if isinstance(task.model.vision, StandardisedRegions):
+        task.model.vision.measure(data.example_batch(min(2000, len(data.table("train").text))).image)
 
 
 def freeze_unused(task: Task, data: DataModule) -> list[str]:

@@ -24,7 +24,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.tuner.tuning import Tuner
 from omegaconf import DictConfig
 
-from multimodal.build import build_data, build_task, build_trainer, freeze_unused
+from multimodal.build import build_data, build_task, build_trainer, freeze_unused, measure_features
 from multimodal.config import ConfigError, check, conf_dir, config_hash, register, resolved, resumed
 from multimodal.data.datamodule import DataModule
 from multimodal.data.vocabularies import Vocabularies
@@ -57,6 +57,7 @@ def prepare(plain: dict[str, Any]) -> Run:
     seed_everything(plain["seed"], workers=True, verbose=False)
     data = build_data(plain)
     task = build_task(plain, data.vocabularies)
+    measure_features(task, data)
     frozen = freeze_unused(task, data) if plain["freeze_unused"] else []
     checkpoint = Path(plain["resume"]) / "checkpoints" / "last.ckpt" if plain["resume"] else None
     if checkpoint:

@@ -23,6 +23,7 @@ class VisionLanguageModel(Protocol):
     """What every architecture offers, and all that a task may use."""
 
     width: int  # D
+    vision: nn.Module  # the stem: multimodal/models/vision.py
     word_embeddings: nn.Embedding  # [V, D], for heads that are tied to it
     embedding: EmbeddingHead  # projections and logit scale
 
