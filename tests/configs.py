@@ -6,7 +6,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-
 from omegaconf import open_dict
 
 from multimodal.config import conf_dir, register, resolved

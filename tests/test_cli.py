@@ -19,7 +19,9 @@ TWO_RANKS = ("trainer.devices=2", "strategy=ddp", "loader.batch_size=8")
 
 def call(command: list[str], cwd: Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Run a command with the environment of a user: no ranks, no run to go on with."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")
+    }
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
     if expect is not None:
         assert done.returncode == expect, done.stdout + done.stderr
@@ -40,7 +42,7 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
         (["train", "model.depth=3"], ["model.depth=3", "layers"]),
         (["train", "resume=nowhere"], ["resume=nowhere"]),
         (["train", "text.tokenizer=wordpiece", "text.vocabulary=no.txt"], ["text.vocabulary=no.txt"]),
-        (["train", "data.num_concepts=100000"], ["data.num_concepts=100000"]),
+        (["train", "data.question_concepts=100000"], ["data.question_concepts=100000"]),
         (["train", "loader.batch_size=10000000"], ["loader.batch_size=10000000"]),
         (["evaluate", "run=nowhere"], ["run=nowhere", "not a run folder"]),
         (["evaluate"], ["usage", "run="]),

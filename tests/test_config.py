@@ -87,7 +87,7 @@ def test_right_overrides_are_not_complained_about() -> None:
         ("+model.depth=2", "model.depth=2"),
         ("+trainer.limit_val_batches=2", "trainer.limit_val_batches=2"),
         ("+trainer.nosuch=2", "trainer.nosuch=2"),
-        ("data.num_concepts=many", "data.num_concepts=many"),
+        ("data.question_concepts=many", "data.question_concepts=many"),
     ],
 )
 def test_a_wrong_value_is_named(override: str, said: str) -> None:

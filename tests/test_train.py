@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import multimodal
 from multimodal.evaluate import evaluate
 from multimodal.runs.record import read_config, read_status
 from multimodal.train import execute, prepare
-from tests.configs import MODELS, SMALL, TASKS, small
+from tests.configs import MODELS, TASKS, small
 
 
 def run(folder: Path, *overrides: str) -> Path:
@@ -119,9 +117,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 def test_other_answers_than_the_checkpoint_s_are_refused(tmp_path: Path) -> None:
     folder = run(tmp_path / "run")
     with pytest.raises(ValueError, match="answers: the data gives"):
-        prepare({**small("data.num_concepts=30"), "resume": str(folder), "run_dir": str(tmp_path / "new")})
+        prepare({**small("data.question_concepts=30"), "resume": str(folder), "run_dir": str(tmp_path / "new")})
     with pytest.raises(ValueError, match="answers: the data gives"):
-        evaluate(folder, ["data.num_concepts=30"])
+        evaluate(folder, ["data.question_concepts=30"])
     assert not (tmp_path / "new").exists()
 
 

@@ -9,7 +9,8 @@ Made anew from a seed at each start: only the drawings and their features lie on
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ class PictoScenes:
     Args:
         visual: "regions", each drawing's features and box, or "pixels", the canvas.
         image_size: side of the canvas in pixels; only "pixels" reads it.
-        num_concepts: how many things appear, evenly from as many kinds as can give six.
+        question_concepts: how many things appear in scenes with questions, evenly from as many kinds as can give six.
+        caption_concepts: the same of scenes with captions, which can be about more: nothing has to be named there.
         num_train_scenes: training scenes; each is asked about, and captioned together with its twin.
         num_eval_scenes: scenes with questions in each evaluation split.
         gallery_scenes: images in the retrieval gallery of each evaluation split, half of them twins.
@@ -52,7 +54,8 @@ class PictoScenes:
         *,
         visual: VisualInput,
         image_size: int,
-        num_concepts: int,
+        question_concepts: int,
+        caption_concepts: int,
         num_train_scenes: int,
         num_eval_scenes: int,
         gallery_scenes: int,
@@ -73,21 +76,8 @@ class PictoScenes:
         self.gallery_scenes, self.questions_per_family = gallery_scenes, questions_per_family
 
         self._art = load_art().things()
-        chosen = _choose_concepts(self._art, num_concepts, held_out_style)
-        concepts = [self._art.concepts[row] for row in chosen]
-        kinds = {concept.kind: concept.kinds for concept in concepts}
-        kind = np.array([list(kinds).index(concept.kind) for concept in concepts])
-        self._words = Words(
-            noun=np.array([concept.noun for concept in concepts], dtype=object),
-            a_noun=np.array([f"{concept.article} {concept.noun}" for concept in concepts], dtype=object),
-            kinds=np.array(list(kinds.values()), dtype=object),
-        )
-        drawings = _drawings(self._art)[chosen]
-        shown = np.array([style != held_out_style for style in self._art.styles])
-        self._casts = {
-            "train": Cast(kind, drawings[:, shown], self._art.aspect),
-            "style_shift": Cast(kind, drawings[:, ~shown], self._art.aspect),
-        }
+        self._asked = _world(self._art, "question_concepts", question_concepts, held_out_style)
+        self._told = _world(self._art, "caption_concepts", caption_concepts, held_out_style)
         self._questions: dict[str, Questions] = {}
         self._captions: dict[str, Captions] = {}
 
@@ -98,7 +88,9 @@ class PictoScenes:
             ValueError: no such split.
         """
         if split not in self._questions:
-            writer = self._writer(split, self.num_train_scenes if split == "train" else self.num_eval_scenes)
+            writer = self._writer(
+                self._asked, split, self.num_train_scenes if split == "train" else self.num_eval_scenes
+            )
             asked = writer.questions(self.questions_per_family)
             self._questions[split] = Questions(
                 images=self._images(writer.scenes),
@@ -120,33 +112,35 @@ class PictoScenes:
             ValueError: no such split.
         """
         if split not in self._captions:
-            writer = self._writer(split, self.num_train_scenes if split == "train" else self.gallery_scenes // 2)
+            training = split == "train"
+            writer = self._writer(self._told, split, self.num_train_scenes if training else 4 * self.gallery_scenes)
             place_a, direction, place_b = writer.captions()
-            scenes = writer.scenes.with_twins(place_a, place_b)
             a, b = (writer.scenes.concept[writer.every, place] for place in (place_a, place_b))
-            a, b = np.stack([a, b], axis=1).ravel(), np.stack([b, a], axis=1).ravel()
-            direction, row = direction.repeat(2), np.arange(len(a))
+            keep = writer.every if training else _apart(writer.scenes, a, b, self.gallery_scenes // 2)
+            scenes = writer.scenes.select(keep).with_twins(place_a[keep], place_b[keep])
+            a, b = np.stack([a, b], axis=1)[keep].ravel(), np.stack([b, a], axis=1)[keep].ravel()
+            direction, row = direction[keep].repeat(2), np.arange(len(a))
             captions = Captions(
                 images=self._images(scenes),
-                text=caption_texts(self._words, a, direction, b),
+                text=caption_texts(self._told.words, a, direction, b),
                 image=row,
                 swapped=row ^ 1,
                 group=2,
             )
-            if split != "train":
+            if not training:
                 both, true = _truth(scenes, a, direction, b)
                 captions = replace(captions, relevant=true, oracles={"bag_of_objects": both.astype(np.float32)})
             self._captions[split] = captions
         return self._captions[split]
 
-    def _writer(self, split: str, count: int) -> Writer:
+    def _writer(self, world: _World, split: str, count: int) -> Writer:
         if split not in ("train", *self.eval_splits):
             raise ValueError(f"split {split}: PictoScenes has train, {', '.join(self.eval_splits)}")
         keys = scene_keys(self.seed, split, count)
-        cast = self._casts["style_shift" if split == "style_shift" else "train"]
+        cast = world.style_shift if split == "style_shift" else world.cast
         pair_shift = split == "pair_shift"
         scenes = sample_scenes(cast, keys, pair_shift)
-        return Writer(scenes=scenes, keys=keys, cast=cast, words=self._words, pair_shift=pair_shift)
+        return Writer(scenes=scenes, keys=keys, cast=cast, words=world.words, pair_shift=pair_shift)
 
     def _images(self, scenes: Scenes) -> Images:
         if self.visual == "regions":
@@ -198,7 +192,31 @@ class CanvasImages:
         return canvas
 
 
-def _choose_concepts(art: Art, num_concepts: int, held_out_style: str) -> np.ndarray:
+@dataclass(frozen=True)
+class _World:
+    """The things that may appear, what they are called, and how they are drawn."""
+
+    words: Words
+    cast: Cast
+    style_shift: Cast  # the same things in the style that training never shows
+
+
+def _world(art: Art, key: str, num_concepts: int, held_out_style: str) -> _World:
+    chosen = _choose_concepts(art, key, num_concepts, held_out_style)
+    concepts = [art.concepts[row] for row in chosen]
+    kinds = {concept.kind: concept.kinds for concept in concepts}
+    kind = np.array([list(kinds).index(concept.kind) for concept in concepts])
+    words = Words(
+        noun=np.array([concept.noun for concept in concepts], dtype=object),
+        a_noun=np.array([f"{concept.article} {concept.noun}" for concept in concepts], dtype=object),
+        kinds=np.array(list(kinds.values()), dtype=object),
+    )
+    drawings = _drawings(art)[chosen]
+    shown = np.array([style != held_out_style for style in art.styles])
+    return _World(words, Cast(kind, drawings[:, shown], art.aspect), Cast(kind, drawings[:, ~shown], art.aspect))
+
+
+def _choose_concepts(art: Art, key: str, num_concepts: int, held_out_style: str) -> np.ndarray:
     """Rows of `art.concepts` that appear: `int[C]`, from as many kinds as can give `_PER_KIND`, as evenly as they last.
 
     Of each kind every so-many-th, since neighbours in the art's order look alike.
@@ -212,7 +230,7 @@ def _choose_concepts(art: Art, num_concepts: int, held_out_style: str) -> np.nda
     members = [rows for rows in kinds.values() if len(rows) >= _PER_KIND]
     most = sum(map(len, members))
     allowed = f"{2 * _PER_KIND} (two kinds) to {most}"
-    _check("num_concepts", num_concepts, 2 * _PER_KIND <= num_concepts <= most, allowed)
+    _check(key, num_concepts, 2 * _PER_KIND <= num_concepts <= most, allowed)
     members = members[: num_concepts // _PER_KIND]
     quota = [0] * len(members)
     while sum(quota) < num_concepts:
@@ -231,6 +249,31 @@ def _drawings(art: Art) -> np.ndarray:
 def _check(key: str, value: object, good: bool, allowed: str) -> None:
     if not good:
         raise ValueError(f"data.{key}={value}: must be {allowed}")
+
+
+def _apart(scenes: Scenes, a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+    """The first scenes, int[count], of which none shows the two things that another one's caption names.
+
+    Knowing what is in a picture then leads to a scene and its twin and no further: the rest is who stands where.
+
+    Raises:
+        ValueError: there are too few such scenes.
+    """
+    kept: list[int] = []
+    shown: set[tuple[int, int]] = set()  # pairs in the kept scenes
+    named: set[tuple[int, int]] = set()  # pairs in their captions
+    for scene, (concepts, present) in enumerate(zip(scenes.concept.tolist(), scenes.present.tolist(), strict=True)):
+        there = sorted(concept for concept, is_there in zip(concepts, present, strict=True) if is_there)
+        pairs = set(combinations(there, 2))
+        caption = (min(a[scene], b[scene]), max(a[scene], b[scene]))
+        if len(kept) < count and caption not in shown and not pairs & named:
+            kept.append(scene)
+            shown |= pairs
+            named.add(caption)
+    if len(kept) < count:
+        allowed = f"{2 * len(kept)} or less: data.caption_concepts gives no more captions that are about one scene only"
+        raise ValueError(f"data.gallery_scenes={2 * count}: must be {allowed}")
+    return np.array(kept)
 
 
 def _truth(scenes: Scenes, a: np.ndarray, direction: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

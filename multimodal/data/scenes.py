@@ -69,6 +69,10 @@ class Scenes:
         first, second = np.sort(ahead, axis=2)[:, :, :2].transpose(2, 0, 1)
         return np.where(second - first > APART, ahead.argmin(axis=2), -1)
 
+    def select(self, index: np.ndarray) -> Scenes:
+        """The scenes `index int[n]`."""
+        return Scenes(self.concept[index], self.drawing[index], self.boxes[index])
+
     def with_twins(self, a: np.ndarray, b: np.ndarray) -> Scenes:
         """Each scene and then its twin: 2S scenes.
 

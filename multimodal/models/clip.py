@@ -20,6 +20,7 @@ from multimodal.models.layers import (
     VisualEmbedding,
     block_style,
     initialise,
+    masked_mean,
     positions_of,
 )
 from multimodal.models.vision import Stem
@@ -90,7 +91,7 @@ class Clip(nn.Module):
             self.image_norm = nn.LayerNorm(width, eps=style.eps)
             if num_tokens is not None:
                 self.image_positions = nn.Embedding(1 + num_tokens, width)
-        self.class_token = nn.Parameter(torch.empty(width))
+            self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         self.dropout = nn.Dropout(dropout)
         self.image_encoder = Encoder(image_layers, width, heads, feedforward, dropout, style)
         self.text_encoder = Encoder(
@@ -99,14 +100,14 @@ class Clip(nn.Module):
         self.meeting = Meeting(image_width=width, text_width=text_width, width=width)
         self.embedding = EmbeddingHead(image_width=width, text_width=text_width, size=embedding_size)
         initialise(self)
-        nn.init.normal_(self.class_token, std=width**-0.5)
 
     def encode_image(self, image: ImageInput) -> Stream:
-        """The whole image tower: states `float[U, 1 + N, D]`, the class token first."""
+        """The whole image tower: states `float[U, N, D]`, in the paper's block one more, the class token first."""
         features, boxes, mask = self.vision(image)
-        tokens = self.visual_embedding(features, boxes)
-        states = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
-        mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+        states = self.visual_embedding(features, boxes)
+        if self.block == "paper":
+            states = torch.cat([self.class_token.expand(len(states), 1, -1), states], dim=1)
+            mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         if self.image_positions is not None:
             states = states + self.image_positions.weight
         return Stream(states=self.image_encoder(self.dropout(self.image_norm(states)), mask), mask=mask)
@@ -119,18 +120,25 @@ class Clip(nn.Module):
     def fuse(self, image: Stream, text: Stream, reads: Reads = "pooled") -> Fused:
         """A small network on the two towers' vectors; the tokens stay what they were."""
         return Fused(
-            pooled=self.meeting(image.states[:, 0], last_token(text)),
+            pooled=self.meeting(self._pool_image(image), last_token(text)),
             text=None if reads == "pooled" else text,
             image=image if reads == "both" else None,
         )
 
     def embed_image(self, image: Stream) -> Tensor:
-        """The class token, projected: `float[U, E]`."""
-        return self.embedding.image_projection(image.states[:, 0])
+        """The tower's one vector, projected: `float[U, E]`."""
+        return self.embedding.image_projection(self._pool_image(image))
 
     def embed_text(self, text: Stream) -> Tensor:
         """The [end] token, projected: `float[B, E]`."""
         return self.embedding.text_projection(last_token(text))
+
+    def _pool_image(self, image: Stream) -> Tensor:
+        """The class token; in the common block, which has none, the mean of the tokens: `float[U, D]`.
+
+        A class token has to learn to look before it sees anything: with few layers and steps a mean is far ahead.
+        """
+        return image.states[:, 0] if self.block == "paper" else masked_mean(image.states, image.mask)
 
 
 def last_token(text: Stream) -> Tensor:

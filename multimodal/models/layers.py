@@ -260,7 +260,8 @@ def initialise(model: nn.Module) -> None:
     """Fill fresh weights: the same rule for every architecture and width.
 
     A linear layer gets a normal of 1 / sqrt(3 fan_in): at 768 inputs that is 0.021, the 0.02 of BERT and CLIP, and a
-    narrow layer passes on as much of its signal as a wide one, which 0.02 at width 64 would not.
+    narrow layer passes on as much of its signal as a wide one, which 0.02 at width 64 would not. An embedding gets
+    1 / sqrt(width): of BERT's 0.02 the first few steps of Adam would leave nothing.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -268,7 +269,7 @@ def initialise(model: nn.Module) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim))
 
 
 def trunk_parameters(model: nn.Module) -> int:

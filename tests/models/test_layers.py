@@ -89,7 +89,7 @@ def test_initialise_matches_the_papers_at_their_width() -> None:
     layers.initialise(model)
     assert model[0].weight.std().item() == pytest.approx(0.02, rel=0.06)
     assert model[1].weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.05)
-    assert model[2].weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model[2].weight.std().item() == pytest.approx(1 / math.sqrt(64), rel=0.05)
     assert not model[0].bias.any()
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from multimodal import types
-from multimodal.models.vision import Grid, Patches, Regions, cells
+from multimodal.models.vision import Grid, Patches, Regions, StandardisedRegions, cells
 from tests.models.make import make_pixels, make_regions
 
 BACKBONE = "mobilenetv3_small_050"
@@ -137,3 +137,18 @@ def test_the_wrong_kind_of_image_is_named(grid: Grid) -> None:
         Patches(patch_size=4, image_size=12)(make_pixels(1, size=16))
     with pytest.raises(ValueError, match=r"image_size=8 .*patch_size=16"):
         Patches(patch_size=16, image_size=8)
+
+
+def test_standardised_regions_have_mean_0_and_deviation_1_where_they_were_measured() -> None:
+    image = make_regions([3, 2, 4])
+    stem = StandardisedRegions(feature_size=image.features.shape[-1])
+    raw, _, mask = stem(image)
+    torch.testing.assert_close(raw, Regions(feature_size=image.features.shape[-1])(image)[0])
+    image.features[..., 0] = 5.0  # a feature that never varies
+    stem.measure(image)
+    features, boxes, mask = stem(image)
+    real = features[mask]
+    torch.testing.assert_close(real.mean(0), torch.zeros(real.shape[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(real[:, 1:].std(0, correction=0), torch.ones(real.shape[1] - 1))
+    assert not features[~mask].any()
+    assert {"mean", "deviation"} <= stem.state_dict().keys()

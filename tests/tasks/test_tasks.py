@@ -42,7 +42,9 @@ def test_gradients_reach_every_parameter_that_is_left(model: str, task: str, blo
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.requires_grad == (name not in frozen), name
     # What is frozen is what this task has no use for, never most of the model.
-    share = sum(p.numel() for n, p in made.named_parameters() if n in frozen) / sum(p.numel() for p in made.parameters())
+    share = sum(p.numel() for n, p in made.named_parameters() if n in frozen) / sum(
+        p.numel() for p in made.parameters()
+    )
     assert share < 0.5
 
 
