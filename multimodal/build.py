@@ -18,6 +18,7 @@ from multimodal.models.vision import StandardisedRegions
 from multimodal.runs.watch import Meter, MetricsLog, progress_bar
 from multimodal.tasks.base import Task, unused_parameters
 from multimodal.tasks.optim import Optim
+from multimodal.types import Regions
 
 MONITOR = "val/score"  # every task's score is a share of what is right: more is better
 
@@ -73,8 +74,9 @@ def build_task(plain: dict[str, Any], vocabularies: Vocabularies) -> Task:
 
 def measure_features(task: Task, data: DataModule) -> None:
     """Let a stem that standardises its features see what they are like, on up to 2,000 training examples."""
-    if isinstance(task.model.vision, StandardisedRegions):
-        task.model.vision.measure(data.example_batch(min(2000, len(data.table("train").text))).image)
+    image = data.example_batch(min(2000, len(data.table("train").text))).image
+    if isinstance(task.model.vision, StandardisedRegions) and isinstance(image, Regions):
+        task.model.vision.measure(image)
 
 
 def freeze_unused(task: Task, data: DataModule) -> list[str]:

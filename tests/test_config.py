@@ -118,9 +118,9 @@ def test_all_wrong_values_are_named_at_once() -> None:
 )
 def test_a_target_that_is_no_model_is_refused(target: str, tmp_path: Path) -> None:
     plain = composed(f"model._target_={target}")
-    with pytest.raises(ConfigError, match="model._target_"):
+    with pytest.raises(ConfigError, match=r"model\._target_"):
         check(plain)
-    with pytest.raises(ConfigError, match="model._target_"):
+    with pytest.raises(ConfigError, match=r"model\._target_"):
         instantiate({"_target_": target, "command": f"touch {tmp_path}/run"}, "model", [])
     assert not list(tmp_path.iterdir())
 
@@ -128,7 +128,7 @@ def test_a_target_that_is_no_model_is_refused(target: str, tmp_path: Path) -> No
 def test_a_target_further_down_is_refused() -> None:
     plain = composed()
     plain["task"]["extra"] = {"_target_": "os.system", "command": "true"}
-    with pytest.raises(ConfigError, match="task.extra._target_"):
+    with pytest.raises(ConfigError, match=r"task\.extra\._target_"):
         check(plain)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.models import Clip, Lxmert, VisualBert
+from multimodal.models.layers import masked_mean
 from multimodal.types import Stream, TextInput
 from tests.models.make import (
     EMBEDDING_SIZE,

@@ -146,7 +146,7 @@ def test_standardised_regions_have_mean_0_and_deviation_1_where_they_were_measur
     torch.testing.assert_close(raw, Regions(feature_size=image.features.shape[-1])(image)[0])
     image.features[..., 0] = 5.0  # a feature that never varies
     stem.measure(image)
-    features, boxes, mask = stem(image)
+    features, _, mask = stem(image)
     real = features[mask]
     torch.testing.assert_close(real.mean(0), torch.zeros(real.shape[1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(real[:, 1:].std(0, correction=0), torch.ones(real.shape[1] - 1))
