@@ -13,16 +13,16 @@ from torch import Tensor
 
 @torch.no_grad()
 def draw_negatives(
-    similarity: Tensor, image_id: Tensor, generator: torch.Generator | None, hard: bool
+    similarity: Tensor, image_id: Tensor, generator: torch.Generator | None, hard: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one negative image for each text and one negative text for each image.
 
     Args:
-        similarity: `float[B, B]`, row an image, column a text, as logits (temperature included). Only its shape and
-            device count if `hard` is false.
+        similarity: `float[B, B]`, row an image, column a text, as logits (temperature included).
         image_id: `int[B]`, image of row and column b.
         generator: on the device of `similarity`; none for PyTorch's own.
-        hard: draw with probability softmax(similarity) over the allowed ones (ALBEF), else all alike.
+        hard: share of rows, 0..1, that draw with probability softmax(similarity) over the allowed ones (ALBEF); the
+            others draw evenly. Hard ones alone leave a fresh model nothing easy to begin with.
 
     Returns:
         image_for_text: `int[B]`, row of an image that text b does not belong to.
@@ -33,13 +33,13 @@ def draw_negatives(
     different = image_id[:, None] != image_id
     valid = different.any(1)
     candidates = different | torch.diag(~valid)
-    scores = similarity.float() if hard else torch.zeros(B, B, device=similarity.device)
+    by_similarity = torch.rand(B, 1, device=similarity.device, generator=generator) < hard
 
     def draw(scores: Tensor) -> Tensor:
-        probability = scores.masked_fill(~candidates, -torch.inf).softmax(1)
-        return torch.multinomial(probability, 1, generator=generator).squeeze(1)
+        logits = torch.where(by_similarity, scores.float(), 0.0).masked_fill(~candidates, -torch.inf)
+        return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
 
-    return draw(scores.T), draw(scores), valid
+    return draw(similarity.T), draw(similarity), valid
 
 
 def matching_loss(positive: Tensor, negative: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Retrieval(Task):
         model: any VisionLanguageModel.
         vocabularies: what its token ids mean.
         optim: learning rate, weight decay and schedule.
-        hard_negatives: draw the matching loss's negatives by similarity rather than evenly.
+        hard_negatives: share of the matching loss's negatives that are drawn by similarity, the rest evenly, 0..1.
         ks: the k of R@k.
         rerank: how many images (or texts) the embedding scorer hands on to the matching scorer.
         pairs_per_chunk: how many pairs are fused at once when scoring; bounds memory.
@@ -58,7 +58,7 @@ class Retrieval(Task):
         model: nn.Module,
         vocabularies: Vocabularies,
         optim: Optim,
-        hard_negatives: bool,
+        hard_negatives: float,
         ks: list[int],
         rerank: int,
         pairs_per_chunk: int,
@@ -72,7 +72,7 @@ class Retrieval(Task):
         self._collected: dict[str, list[tuple[Encoded, Encoded]]] = {}
 
     def step(self, batch: RetrievalBatch) -> Step:
-        """InfoNCE on the embeddings; matching of each pair beside one wrong image and one wrong text."""
+        """InfoNCE on the embeddings; matching of each pair beside a wrong one."""
         image, text = self.model.encode_image(batch.image), self.model.encode_text(batch.text)
         image_vector = self.model.embed_image(image)[batch.image_of_text]
         text_vector = self.model.embed_text(text)
@@ -84,8 +84,10 @@ class Retrieval(Task):
         wrong_image, wrong_text, valid = draw_negatives(similarity, image_id, None, self.hard_negatives)
         row = torch.arange(len(image_id), device=image_id.device)
         positive = self._match(image, text, batch.image_of_text, row)
-        images = batch.image_of_text[torch.cat([wrong_image[valid], row[valid]])]
-        negative = self._match(image, text, images, torch.cat([row[valid], wrong_text[valid]]))
+        # One wrong pair for each right one: half of them have another image, half another text.
+        by_image = torch.rand(len(row), device=row.device) < 0.5
+        image_row, text_row = torch.where(by_image, wrong_image, row)[valid], torch.where(by_image, row, wrong_text)[valid]
+        negative = self._match(image, text, batch.image_of_text[image_row], text_row)
         return Step({"contrastive": contrastive, "matching": matching_loss(positive, negative)}, similarity)
 
     def _match(self, image: Stream, text: Stream, image_row: Tensor, text_row: Tensor) -> Tensor:
