@@ -2,7 +2,7 @@
 
     python -m multimodal.data.build_pictotext [--packs DIR] [--out DIR]
 
-Takes about three minutes on two cores. Needs npm (only for packages that are not in DIR yet) and the dev extra. Two
+Takes about four minutes. Needs npm (only for packages that are not in DIR yet) and the dev extra. Two
 runs on one machine give the same bytes. Another version of cairo, libwebp or PyTorch may round differently; the
 manifest names those that made the committed files. Written by hand: nouns.tsv, NOTICE and licenses/.
 """
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -303,14 +302,10 @@ def _drawings(packages: dict[str, Icons], concepts: list[dict[str, Any]]) -> dic
     for package in _NAMES_FROM:
         for code, name in packages[package].names.items():
             slugs.setdefault(code, []).append(name)
-    jobs = []
+    drawings: dict[str, dict[str, Image.Image]] = {style: {} for style in STYLES}
     for style in STYLES:
         for concept, (name, mirrored) in _match(packages[style], concepts, slugs).items():
-            jobs.append((style, concept, packages[style].svg(name), mirrored))
-    drawings: dict[str, dict[str, Image.Image]] = {style: {} for style in STYLES}
-    with ProcessPoolExecutor() as pool:
-        pictures = pool.map(_render, *zip(*((svg, mirrored) for *_, svg, mirrored in jobs), strict=True), chunksize=64)
-        for (style, concept, *_), picture in zip(jobs, pictures, strict=True):
+            picture = _render(packages[style].svg(name), mirrored)
             if picture is None:
                 print(f"{style}: {concept} can't be rendered", file=sys.stderr)
             else:

@@ -86,8 +86,8 @@ class Retrieval(Task):
         positive = self._match(image, text, batch.image_of_text, row)
         # One wrong pair for each right one: half of them have another image, half another text.
         by_image = torch.rand(len(row), device=row.device) < 0.5
-        image_row, text_row = torch.where(by_image, wrong_image, row)[valid], torch.where(by_image, row, wrong_text)[valid]
-        negative = self._match(image, text, batch.image_of_text[image_row], text_row)
+        image_row, text_row = torch.where(by_image, wrong_image, row), torch.where(by_image, row, wrong_text)
+        negative = self._match(image, text, batch.image_of_text[image_row][valid], text_row[valid])
         return Step({"contrastive": contrastive, "matching": matching_loss(positive, negative)}, similarity)
 
     def _match(self, image: Stream, text: Stream, image_row: Tensor, text_row: Tensor) -> Tensor:

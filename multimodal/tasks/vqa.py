@@ -102,9 +102,12 @@ class Vqa(Task):
             "question only": question_only_guess(train.text, answer, train.family, questions.text, questions.family),
             **questions.guesses,
         }
-        baselines = {}
-        for name, guess in guesses.items():
-            pairs = zip(guess, questions.answers, strict=True)
-            score = torch.tensor([vqa_score(one, answers) for one, answers in pairs])
-            baselines[name] = {"score": score.mean().item(), **by_family(score, questions.family)}
-        return baselines
+        return {name: _guess_score(guess, questions) for name, guess in guesses.items()}
+
+
+def _guess_score(guess: list[str], questions: Questions) -> dict[str, float]:
+    """Score of a baseline by family, and over all if it has a guess, which is not "", for every question."""
+    made = [row for row, answer in enumerate(guess) if answer]
+    score = torch.tensor([vqa_score(guess[row], questions.answers[row]) for row in made])
+    families = by_family(score, [questions.family[row] for row in made])
+    return {"score": score.mean().item(), **families} if len(made) == len(guess) else families

@@ -338,7 +338,7 @@ def test_bad_splits_are_named(data: PictoText) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("PICTOTEXT_PACKS" not in os.environ, reason="PICTOTEXT_PACKS names no folder with the npm archives")
 def test_the_builder_gives_the_committed_bytes(tmp_path: Path) -> None:
-    """About three minutes. `PICTOTEXT_PACKS=DIR pytest -m slow tests/data/test_pictotext.py`."""
+    """About four minutes. `PICTOTEXT_PACKS=DIR pytest -m slow tests/data/test_pictotext.py`."""
     from multimodal.data.build_pictotext import build, made_with
 
     if made_with() != manifest()["made_with"]:
