@@ -20,7 +20,7 @@ from multimodal.data.dataset import Captions, Images, Questions, VisualInput
 from multimodal.data.features import to_pixels
 from multimodal.data.pictotext import STYLES, Art, load_art
 from multimodal.data.scene_texts import Words, Writer, caption_texts
-from multimodal.data.scenes import Cast, Scenes, sample_scenes, scene_keys
+from multimodal.data.scenes import Cast, Scenes, held_out_pairs, sample_scenes, scene_keys
 from multimodal.types import Pixels, Regions
 
 _PER_KIND = 6  # concepts of a kind at least: five may stand in one scene, and a sixth is asked for in vain
@@ -32,8 +32,8 @@ class PictoScenes:
     Args:
         visual: "regions", each drawing's features and box, or "pixels", the canvas.
         image_size: side of the canvas in pixels; only "pixels" reads it.
-        question_concepts: how many things appear in scenes with questions, evenly from as many kinds as can give six.
-        caption_concepts: the same of scenes with captions, which can be about more: nothing has to be named there.
+        caption_concepts: how many things appear in scenes with captions, evenly from as many kinds as can give six.
+        question_concepts: how many of these appear in scenes with questions, where they have to be named.
         num_train_scenes: training scenes; each is asked about, and captioned together with its twin.
         num_eval_scenes: scenes with questions in each evaluation split.
         gallery_scenes: images in the retrieval gallery of each evaluation split, half of them twins.
@@ -76,8 +76,15 @@ class PictoScenes:
         self.gallery_scenes, self.questions_per_family = gallery_scenes, questions_per_family
 
         self._art = load_art().things()
-        self._asked = _world(self._art, "question_concepts", question_concepts, held_out_style)
-        self._told = _world(self._art, "caption_concepts", caption_concepts, held_out_style)
+        usable = _usable(self._art, held_out_style)
+        told = _choose(self._art, usable, "caption_concepts", caption_concepts)
+        asked = _choose(self._art, told, "question_concepts", question_concepts)
+        asked_apart, told_apart = (held_out_pairs(_kinds(self._art, rows)) for rows in (asked, told))
+        # What questions keep for `pair_shift` captions keep too: learning from captions first gives nothing away.
+        place = [told.tolist().index(row) for row in asked]
+        told_apart[np.ix_(place, place)] |= asked_apart
+        self._asked = _world(self._art, asked, asked_apart, held_out_style)
+        self._told = _world(self._art, told, told_apart, held_out_style)
         self._questions: dict[str, Questions] = {}
         self._captions: dict[str, Captions] = {}
 
@@ -201,29 +208,38 @@ class _World:
     style_shift: Cast  # the same things in the style that training never shows
 
 
-def _world(art: Art, key: str, num_concepts: int, held_out_style: str) -> _World:
-    chosen = _choose_concepts(art, key, num_concepts, held_out_style)
+def _world(art: Art, chosen: np.ndarray, held_out: np.ndarray, held_out_style: str) -> _World:
     concepts = [art.concepts[row] for row in chosen]
-    kinds = {concept.kind: concept.kinds for concept in concepts}
-    kind = np.array([list(kinds).index(concept.kind) for concept in concepts])
     words = Words(
         noun=np.array([concept.noun for concept in concepts], dtype=object),
         a_noun=np.array([f"{concept.article} {concept.noun}" for concept in concepts], dtype=object),
-        kinds=np.array(list(kinds.values()), dtype=object),
+        kinds=np.array(list(dict.fromkeys(concept.kinds for concept in concepts)), dtype=object),
     )
-    drawings = _drawings(art)[chosen]
+    kind, drawings = _kinds(art, chosen), _drawings(art)[chosen]
     shown = np.array([style != held_out_style for style in art.styles])
-    return _World(words, Cast(kind, drawings[:, shown], art.aspect), Cast(kind, drawings[:, ~shown], art.aspect))
+    train, shift = (Cast(kind, drawings[:, styles], art.aspect, held_out) for styles in (shown, ~shown))
+    return _World(words, train, shift)
 
 
-def _choose_concepts(art: Art, key: str, num_concepts: int, held_out_style: str) -> np.ndarray:
+def _kinds(art: Art, chosen: np.ndarray) -> np.ndarray:
+    """Kind of each chosen concept: `int[C]`, 0..K-1, ascending."""
+    kinds = [art.concepts[row].kind for row in chosen]
+    number = {kind: index for index, kind in enumerate(dict.fromkeys(kinds))}
+    return np.array([number[kind] for kind in kinds])
+
+
+def _usable(art: Art, held_out_style: str) -> np.ndarray:
+    """Rows of `art.concepts` that are drawn in the held-out style and in some other."""
+    drawn = _drawings(art) >= 0
+    shown = np.array([style != held_out_style for style in art.styles])
+    return np.flatnonzero(drawn[:, ~shown].all(axis=1) & drawn[:, shown].any(axis=1))
+
+
+def _choose(art: Art, usable: np.ndarray, key: str, num_concepts: int) -> np.ndarray:
     """Rows of `art.concepts` that appear: `int[C]`, from as many kinds as can give `_PER_KIND`, as evenly as they last.
 
     Of each kind every so-many-th, since neighbours in the art's order look alike.
     """
-    drawn = _drawings(art) >= 0
-    shown = np.array([style != held_out_style for style in art.styles])
-    usable = np.flatnonzero(drawn[:, ~shown].all(axis=1) & drawn[:, shown].any(axis=1))
     kinds: dict[str, list[int]] = {}
     for concept in usable.tolist():
         kinds.setdefault(art.concepts[concept].kind, []).append(concept)

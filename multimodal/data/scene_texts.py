@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from multimodal.data.scenes import MAX_DRAWINGS, Cast, Scenes, choose, draw, held_out_pairs, pick
+from multimodal.data.scenes import MAX_DRAWINGS, Cast, Scenes, choose, draw, pick
 
 FAMILIES = ("exist", "count", "query", "compare", "relation")
 
@@ -62,7 +62,7 @@ class Writer:
         self.relations = scenes.relations()  # bool[S, 4, O, O]
         self.about = np.ones_like(self.relations)  # bool[S, 4, O, O]  whom relations and captions may be about
         if pair_shift:
-            held_out = held_out_pairs(cast.kind)
+            held_out = cast.held_out
             self.about &= held_out[scenes.concept[:, :, None], scenes.concept[:, None, :]][:, None]
 
     def questions(self, rounds: int) -> Asked:

@@ -31,6 +31,7 @@ class Cast:
     kind: np.ndarray  # int[C]  kind of each concept, 0..K-1, ascending
     drawings: np.ndarray  # int[C, styles]  rows of the art, -1 where a style lacks the concept
     aspect: np.ndarray  # float[rows of the art]  width / height of the ink
+    held_out: np.ndarray  # bool[C, C]  pairs that only the split `pair_shift` shows together
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Scenes:
 
 
 def held_out_pairs(kind: np.ndarray) -> np.ndarray:
-    """The pairs that only the split `pair_shift` shows together, for `kind int[C]`: `bool[C, C]`, symmetric.
+    """Pairs for `pair_shift`, of concepts of the kinds `kind int[C]`: `bool[C, C]`, symmetric.
 
     A tenth of all pairs, each of two kinds: those at certain distances in the circle of concepts. So every concept
     misses equally many others, and how often one appears says nothing about an answer.
@@ -124,14 +125,13 @@ def sample_scenes(cast: Cast, keys: np.ndarray, pair_shift: bool) -> Scenes:
     """
     shape = (len(keys), MAX_DRAWINGS)
     scenes = Scenes(np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty((*shape, 4)))
-    held_out = held_out_pairs(cast.kind)
     number = _NUMBER[choose(len(_NUMBER), draw(keys, "number"))]  # before rejection, which would thin out the full ones
     pending, attempt = np.arange(len(keys)), 0
     while len(pending):
         candidates = _propose(cast, keys[pending], number[pending], attempt)
         in_line = candidates.relations().any(axis=1)
         together = candidates.present[:, :, None] & candidates.present[:, None, :]
-        held = held_out[candidates.concept[:, :, None], candidates.concept[:, None, :]] & together
+        held = cast.held_out[candidates.concept[:, :, None], candidates.concept[:, None, :]] & together
         paired = np.any(held & in_line, axis=(1, 2)) if pair_shift else ~np.any(held, axis=(1, 2))
         good = np.any(in_line, axis=(1, 2)) & np.any(candidates.extremes() >= 0, axis=1) & paired
         done = pending[good]

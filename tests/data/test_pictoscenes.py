@@ -98,6 +98,27 @@ def test_shifts_show_what_training_does_not(data: PictoScenes) -> None:
         assert len(pairs[split] - pairs["train"]) < 10  # rare, not forbidden
 
 
+def test_captions_give_nothing_away_of_what_questions_hold_out(data: PictoScenes) -> None:
+    """Pretraining on captions sees all things that questions are about, and none of the pairs they keep."""
+    art = load_art_once()
+
+    def concepts(table: Any) -> np.ndarray:
+        return np.where(table.images._drawing >= 0, art.concept[table.images._drawing], -1)
+
+    def pairs(rows: np.ndarray) -> set[frozenset[int]]:
+        return {frozenset((a, b)) for row in rows.tolist() for a in row for b in row if a != b and min(a, b) >= 0}
+
+    asked, told = concepts(data.questions("train")), concepts(data.captions("train"))
+    assert set(asked.ravel()) <= set(told.ravel())
+    held_out = pairs(concepts(data.questions("pair_shift"))) - pairs(asked)
+    assert data._asked.cast.held_out.sum() // 2 <= len(held_out)
+    rows, columns = np.nonzero(data._asked.cast.held_out)
+    nouns = data._asked.words.noun
+    kept = {frozenset((nouns[a], nouns[b])) for a, b in zip(rows, columns, strict=True)}
+    noun = np.array([concept.noun for concept in art.concepts], dtype=object)
+    assert not kept & {frozenset(noun[list(pair)]) for pair in pairs(told)}
+
+
 @pytest.mark.parametrize("split", PictoScenes.eval_splits)
 def test_the_gallery_knows_the_whole_truth(data: PictoScenes, split: str) -> None:
     captions = data.captions(split)
@@ -174,7 +195,7 @@ def test_more_scenes_leave_the_first_ones_as_they_are(data: PictoScenes) -> None
     assert more.captions("train").text[:2000] == data.captions("train").text
 
 
-GOLDEN = "6ab512f01f981f8e873fb73c2edee347191628dabea41e490bb2ffdbfa5c0427"
+GOLDEN = "65444e3b470e18db7e018a29f862725e62a92f5a19f30ef33b039c7e4450fd00"
 
 
 def test_golden(data: PictoScenes) -> None:
@@ -260,4 +281,4 @@ def test_an_unknown_split_is_named(data: PictoScenes) -> None:
 
 def test_a_gallery_that_the_concepts_cannot_fill_is_named() -> None:
     with pytest.raises(ValueError, match=r"data\.gallery_scenes=512: must be \d+ or less"):
-        build(caption_concepts=12, gallery_scenes=512).captions("val")
+        build(question_concepts=12, caption_concepts=12, gallery_scenes=512).captions("val")

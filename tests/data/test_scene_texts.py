@@ -26,7 +26,9 @@ WORDS = Words(
 @lru_cache
 def writer(split: str) -> Writer:
     rng = np.random.default_rng(0)
-    cast = Cast(KIND, np.arange(2 * CONCEPTS).reshape(CONCEPTS, 2), rng.uniform(0.5, 2, 2 * CONCEPTS))
+    cast = Cast(
+        KIND, np.arange(2 * CONCEPTS).reshape(CONCEPTS, 2), rng.uniform(0.5, 2, 2 * CONCEPTS), held_out_pairs(KIND)
+    )
     keys = scene_keys(0, split, SCENES)
     shift = split == "pair_shift"
     return Writer(scenes=sample_scenes(cast, keys, shift), keys=keys, cast=cast, words=WORDS, pair_shift=shift)
@@ -156,12 +158,12 @@ def test_captions_are_true_of_the_scene_and_swapped_ones_of_the_twin(split: str)
         assert [is_true(swapped[row], scene), is_true(swapped[row], twin)] == [False, True]
     assert len(set(direction)) == 4
     if split == "pair_shift":
-        assert held_out_pairs(of.cast.kind)[concept_a, concept_b].all()
+        assert of.cast.held_out[concept_a, concept_b].all()
 
 
 def test_pair_shift_asks_relations_about_held_out_pairs() -> None:
     of = writer("pair_shift")
-    held_out = held_out_pairs(of.cast.kind)
+    held_out = of.cast.held_out
     number = {noun: concept for concept, noun in enumerate(WORDS.noun)}
     (part,) = of.relation(1)
     assert len(part.text) > SCENES / 2

@@ -25,7 +25,8 @@ def cast() -> Cast:
     rng = np.random.default_rng(0)
     drawings = np.arange(CONCEPTS * STYLES).reshape(CONCEPTS, STYLES)
     drawings = np.where((rng.random(drawings.shape) < 0.3) & (np.arange(STYLES) > 0), -1, drawings)
-    return Cast(np.sort(np.arange(CONCEPTS) % KINDS), drawings, rng.uniform(0.4, 2.5, CONCEPTS * STYLES))
+    kind = np.sort(np.arange(CONCEPTS) % KINDS)
+    return Cast(kind, drawings, rng.uniform(0.4, 2.5, CONCEPTS * STYLES), held_out_pairs(kind))
 
 
 @pytest.fixture(scope="module")
