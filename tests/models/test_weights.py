@@ -25,7 +25,7 @@ MISSING = {
     },
     "lxmert": {"embedding.logit_scale", "embedding.image_projection.weight", "embedding.text_projection.weight"},
     "clip": {
-        f"meeting.{layer}.{kind}" for layer in ("image", "text", "inner", "output") for kind in ("weight", "bias")
+        f"meeting.{layer}.{kind}" for layer in ("image", "text", "output") for kind in ("weight", "bias")
     },
 }
 
