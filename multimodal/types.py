@@ -87,9 +87,10 @@ class VqaBatch(Batch):
 
 @dataclass(frozen=True)
 class RetrievalBatch(Batch):
-    """Captions; two rows with one image id are never each other's negative, whatever rank holds them."""
+    """Captions; images of one meaning are never negatives of each other's captions, whatever rank holds them."""
 
-    image_id: Tensor  # int[U]  unique over the whole split
+    image_id: Tensor  # int[U]  row of the split's images
+    meaning: Tensor  # int[U]  the image id, unless the data set knows of images that show the same
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ class RetrievalExamples(Examples):
             tokenizer=tokenizer,
             max_text_length=max_text_length,
         )
+        self.meaning = np.arange(len(table.images)) if table.meaning is None else table.meaning
 
     def __getitem__(self, index: np.ndarray) -> RetrievalBatch:
         image, image_of_text = self.image_of_text(index)
@@ -134,4 +135,5 @@ class RetrievalExamples(Examples):
             image_of_text=torch.from_numpy(image_of_text),
             example_id=torch.from_numpy(index),
             image_id=torch.from_numpy(image),
+            meaning=torch.from_numpy(self.meaning[image]),
         )

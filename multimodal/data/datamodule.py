@@ -238,6 +238,7 @@ def _head(table: Questions | Captions, n: int) -> Questions | Captions:
         images=images,
         text=text,
         image=image,
+        meaning=None if table.meaning is None else table.meaning[kept],
         relevant=None if table.relevant is None else table.relevant[kept][:, :n],
         swapped=None if table.swapped is None else np.where(table.swapped[:n] < n, table.swapped[:n], -1),
         oracles={name: similarity[kept][:, :n] for name, similarity in table.oracles.items()},

@@ -48,6 +48,7 @@ class Captions:
     image: np.ndarray  # int[n]  row of `images` that each caption was written for
     relevant: np.ndarray | None = None  # bool[U, n]  every caption true of an image; none: its own captions are
     swapped: np.ndarray | None = None  # int[n]  row of the caption with the roles exchanged, -1 for none
+    meaning: np.ndarray | None = None  # int[U]  images with one number show the same; none: each shows its own
     group: int = 1  # this many consecutive rows stay in one training batch (a scene and its twin)
     oracles: dict[str, np.ndarray] = field(default_factory=dict)  # named baselines: similarity float[U, n] each
 

@@ -229,7 +229,10 @@ class PictoText:
             family = np.array([self._art.concepts[index].family for index in self._art.concept[rows]])
             relevant = family[:, None] == family
         text = [_caption(self._art.concepts[index]) for index in self._art.concept[rows]]
-        return Captions(images=self._images(rows), text=text, image=np.arange(len(rows)), relevant=relevant)
+        meaning = np.unique([self._art.concepts[i].family for i in self._art.concept[rows]], return_inverse=True)[1]
+        return Captions(
+            images=self._images(rows), text=text, image=np.arange(len(rows)), relevant=relevant, meaning=meaning
+        )
 
     def _rows(self, split: str) -> np.ndarray:
         """Drawings of a split."""

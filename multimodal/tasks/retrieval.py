@@ -76,13 +76,13 @@ class Retrieval(Task):
         image, text = self.model.encode_image(batch.image), self.model.encode_text(batch.text)
         image_vector = self.model.embed_image(image)[batch.image_of_text]
         text_vector = self.model.embed_text(text)
-        image_id = batch.image_id[batch.image_of_text]
+        meaning = batch.meaning[batch.image_of_text]
         scale = self.model.embedding.scale()
-        contrastive = info_nce(image_vector, text_vector, scale, image_id)
+        contrastive = info_nce(image_vector, text_vector, scale, meaning)
 
         similarity = scale.detach() * cosine(image_vector.detach(), text_vector.detach())
-        wrong_image, wrong_text, valid = draw_negatives(similarity, image_id, None, self.hard_negatives)
-        row = torch.arange(len(image_id), device=image_id.device)
+        wrong_image, wrong_text, valid = draw_negatives(similarity, meaning, None, self.hard_negatives)
+        row = torch.arange(len(meaning), device=meaning.device)
         positive = self._match(image, text, batch.image_of_text, row)
         # One wrong pair for each right one: half of them have another image, half another text.
         by_image = torch.rand(len(row), device=row.device) < 0.5

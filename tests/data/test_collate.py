@@ -90,6 +90,7 @@ def test_image_ids_of_captions_are_those_of_the_split() -> None:
     batch = RetrievalExamples(CAPTIONS, tokenizer=TOKENIZER, max_text_length=20)[np.array([9, 4, 21])]
     assert batch.image_id.tolist() == [4, 9, 21]
     assert batch.image_id[batch.image_of_text].tolist() == [9, 4, 21]
+    assert batch.meaning.tolist() == [4, 9, 21]
     assert regions(batch.image).features[:, 0, 0].tolist() == [4, 9, 21]
 
 

@@ -355,3 +355,14 @@ def test_the_builder_refuses_other_archives(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"something else")
     with pytest.raises(ValueError, match="SHA-256"):
         build(tmp_path, tmp_path / "out")
+
+
+def test_drawings_of_one_family_are_of_one_meaning() -> None:
+    data = PictoText(visual="pixels", image_size=32, seed=0)
+    captions = data.captions("train")
+    assert captions.meaning is not None
+    by_text: dict[str, set[int]] = {}
+    for text, meaning in zip(captions.text, captions.meaning.tolist(), strict=True):
+        by_text.setdefault(text, set()).add(meaning)
+    assert all(len(meanings) == 1 for meanings in by_text.values())  # several styles, one thing
+    assert 1 < len(np.unique(captions.meaning)) < len(by_text)  # and some things are of one family

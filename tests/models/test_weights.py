@@ -24,9 +24,7 @@ MISSING = {
         "embedding.text_projection.weight",
     },
     "lxmert": {"embedding.logit_scale", "embedding.image_projection.weight", "embedding.text_projection.weight"},
-    "clip": {
-        f"meeting.{layer}.{kind}" for layer in ("image", "text", "output") for kind in ("weight", "bias")
-    },
+    "clip": {f"meeting.{layer}.{kind}" for layer in ("image", "text", "output") for kind in ("weight", "bias")},
 }
 
 
