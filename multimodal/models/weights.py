@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from multimodal.models.clip import Clip
 from multimodal.models.layers import BERT, CLIP, Encoder
 from multimodal.models.lxmert import Lxmert
-from multimodal.models.vision import Patches, Regions
+from multimodal.models.vision import Patches, Regions, StandardisedRegions
 from multimodal.models.visualbert import PaperVisualEmbedding, VisualBert
 
 EMBEDDING_SIZE = 512  # of the embedding heads, which VisualBERT's and LXMERT's checkpoints lack
@@ -90,6 +90,9 @@ def load_transformers(directory: str | Path, *, image_size: int | None = None) -
 def save_transformers(model: Model, directory: str | Path, *, eos_token_id: int | None = None) -> list[str]:
     """Write a model so that the `from_pretrained` of transformers loads it with no key missing and none unexpected.
 
+    What `StandardisedRegions` does to the features goes into the layer that projects them, so that transformers' model
+    takes them as they are.
+
     Args:
         model: one with `block="paper"`.
         directory: made if need be; `config.json` and `model.safetensors` in it are replaced.
@@ -127,6 +130,11 @@ def save_transformers(model: Model, directory: str | Path, *, eos_token_id: int 
             tensors |= {their_name: part.clone() for their_name, part in zip(theirs, parts, strict=True)}
         else:
             left_out.append(name)
+    if isinstance(model.vision, StandardisedRegions):
+        (projection,) = names["visual_embedding.features"]
+        weight = tensors[f"{projection}.weight"] / model.vision.deviation
+        tensors[f"{projection}.weight"] = weight
+        tensors[f"{projection}.bias"] = tensors[f"{projection}.bias"] - weight @ model.vision.mean
     if isinstance(model.vision, Patches):
         patch_size = model.vision.patch_size
         tensors[_PATCH_WEIGHT] = tensors[_PATCH_WEIGHT].unflatten(1, (3, patch_size, patch_size))

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multimodal.models.lxmert import Lxmert
+from multimodal.models.vision import StandardisedRegions
 from multimodal.models.visualbert import VisualBert
 from multimodal.models.weights import load_transformers, save_transformers
 from multimodal.types import Pixels, Regions, TextInput
+from tests.models.make import FEATURE_SIZE, VOCAB_SIZE, lengths_to_mask, make_model
 
 VISUALBERT = [
     {
@@ -79,10 +81,6 @@ def make_reference(name: str, config: dict) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
-
-
-def lengths_to_mask(lengths: list[int]) -> Tensor:
-    return torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
 
 
 def make_text(config: dict) -> TextInput:
@@ -237,6 +235,25 @@ def test_round_trip(name: str, config: dict, tmp_path: Path) -> None:
                 run_bert(again.eval(), text, image), run_bert(reference, text, image), strict=True
             ):
                 close(first, second)
+
+
+@pytest.mark.parametrize("architecture", [VisualBert, Lxmert])
+def test_standardised_features_go_into_the_export(architecture: type[torch.nn.Module], tmp_path: Path) -> None:
+    """transformers' model takes the features as they are."""
+    torch.manual_seed(0)
+    model = make_model(architecture, "paper", StandardisedRegions(feature_size=FEATURE_SIZE))
+    config = {"vocab_size": VOCAB_SIZE, "visual_feat_dim": FEATURE_SIZE}
+    text, image = make_text(config), make_regions(config)
+    image = replace(image, features=3 + 5 * image.features)
+    model.vision.measure(image)
+    save_transformers(model, tmp_path)
+    reference = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        fused = model.fuse(model.encode_image(image), model.encode_text(text), reads="both")
+        text_states, image_states, pooled = run_bert(reference, text, image)
+    close(fused.pooled, pooled)
+    close(fused.text.states[text.mask], text_states[text.mask])
+    close(fused.image.states[image.mask], image_states[image.mask])
 
 
 @pytest.mark.parametrize("name, config", CLIP_CASES)
