@@ -45,6 +45,7 @@ class Retrieval(Task):
         vocabularies: what its token ids mean.
         optim: learning rate, weight decay and schedule.
         hard_negatives: share of the matching loss's negatives that are drawn by similarity, the rest evenly, 0..1.
+        matching_texts: how many texts of a batch the matching loss reads.
         ks: the k of R@k.
         rerank: how many images (or texts) the embedding scorer hands on to the matching scorer.
         pairs_per_chunk: how many pairs are fused at once when scoring; bounds memory.
@@ -59,6 +60,7 @@ class Retrieval(Task):
         vocabularies: Vocabularies,
         optim: Optim,
         hard_negatives: float,
+        matching_texts: int,
         ks: list[int],
         rerank: int,
         pairs_per_chunk: int,
@@ -66,6 +68,7 @@ class Retrieval(Task):
         super().__init__(model=model, vocabularies=vocabularies, optim=optim)
         self.head = MatchingHead(width=self.model.width)
         self.hard_negatives = hard_negatives
+        self.matching_texts = matching_texts
         self.ks = ks
         self.rerank = rerank
         self.pairs_per_chunk = pairs_per_chunk
@@ -82,12 +85,13 @@ class Retrieval(Task):
 
         similarity = scale.detach() * cosine(image_vector.detach(), text_vector.detach())
         wrong_image, wrong_text, valid = draw_negatives(similarity, meaning, None, self.hard_negatives)
-        row = torch.arange(len(meaning), device=meaning.device)
-        positive = self._match(image, text, batch.image_of_text, row)
-        # One wrong pair for each right one: half of them have another image, half another text.
+        # Fusing is what costs: some of the texts, each with its image and in one wrong pair, by image or by text.
+        row = torch.arange(min(self.matching_texts, len(meaning)), device=meaning.device)
+        positive = self._match(image, text, batch.image_of_text[row], row)
         by_image = torch.rand(len(row), device=row.device) < 0.5
-        image_row, text_row = torch.where(by_image, wrong_image, row), torch.where(by_image, row, wrong_text)
-        negative = self._match(image, text, batch.image_of_text[image_row][valid], text_row[valid])
+        image_row = torch.where(by_image, wrong_image[row], row)[valid[row]]
+        text_row = torch.where(by_image, row, wrong_text[row])[valid[row]]
+        negative = self._match(image, text, batch.image_of_text[image_row], text_row)
         return Step({"contrastive": contrastive, "matching": matching_loss(positive, negative)}, similarity)
 
     def _match(self, image: Stream, text: Stream, image_row: Tensor, text_row: Tensor) -> Tensor:
