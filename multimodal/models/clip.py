@@ -91,7 +91,7 @@ class Clip(nn.Module):
             self.image_norm = nn.LayerNorm(width, eps=style.eps)
             if num_tokens is not None:
                 self.image_positions = nn.Embedding(1 + num_tokens, width)
-            self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         self.dropout = nn.Dropout(dropout)
         self.image_encoder = Encoder(image_layers, width, heads, feedforward, dropout, style)
         self.text_encoder = Encoder(
@@ -103,12 +103,11 @@ class Clip(nn.Module):
         self.meeting.initialise()
 
     def encode_image(self, image: ImageInput) -> Stream:
-        """The whole image tower: states `float[U, N, D]`, in the paper's block one more, the class token first."""
+        """The whole image tower: states `float[U, 1 + N, D]`, the class token first."""
         features, boxes, mask = self.vision(image)
-        states = self.visual_embedding(features, boxes)
-        if self.block == "paper":
-            states = torch.cat([self.class_token.expand(len(states), 1, -1), states], dim=1)
-            mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+        tokens = self.visual_embedding(features, boxes)
+        states = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
+        mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         if self.image_positions is not None:
             states = states + self.image_positions.weight
         return Stream(states=self.image_encoder(self.dropout(self.image_norm(states)), mask), mask=mask)
@@ -135,9 +134,10 @@ class Clip(nn.Module):
         return self.embedding.text_projection(last_token(text))
 
     def _pool_image(self, image: Stream) -> Tensor:
-        """The class token; in the common block, which has none, the mean of the tokens: `float[U, D]`.
+        """The class token; in the common block the mean of all tokens, that one included: `float[U, D]`.
 
-        A class token has to learn to look before it sees anything: with few layers and steps a mean is far ahead.
+        A mean shows what is there before any layer has learned to look, and the class token's share of it shows how
+        many there are: without one, counting takes twice the steps.
         """
         return image.states[:, 0] if self.block == "paper" else masked_mean(image.states, image.mask)
 
