@@ -29,6 +29,9 @@ def build_data(plain: dict[str, Any], tokenizer: Tokenizer | None = None) -> Dat
     Args:
         plain: the resolved config.
         tokenizer: that of a checkpoint; none: from `text.vocabulary` or the training texts.
+
+    Raises:
+        ValueError: the data or the loader's settings don't fit.
     """
     task = target_class(plain["task"], "task", plain["allow"])
     text, loader = plain["text"], plain["loader"]
@@ -74,7 +77,7 @@ def build_task(plain: dict[str, Any], vocabularies: Vocabularies) -> Task:
 
 def measure_features(task: Task, data: DataModule) -> None:
     """Let a stem that standardises its features see what they are like, on up to 2,000 training examples."""
-    image = data.example_batch(min(2000, len(data.table("train").text))).image
+    image = data.example_batch(2000).image
     if isinstance(task.model.vision, StandardisedRegions) and isinstance(image, Regions):
         task.model.vision.measure(image)
 

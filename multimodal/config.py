@@ -142,7 +142,8 @@ def resumed(folder: Path, overrides: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an override chooses an option of a group, names no key, or has a value of the wrong type.
     """
-    saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(read_config(folder)))
+    started = {**read_config(folder), "run_dir": None, "resume": None, "find": None}
+    saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(started))
     OmegaConf.set_struct(saved, True)
     problems = []
     for override in overrides:
@@ -187,7 +188,7 @@ SLOTS = {
     "task": Slot("multimodal.tasks.base.Task", ("model", "vocabularies", "optim")),
     "trainer": Slot("lightning.pytorch.Trainer", ("strategy", "logger", "callbacks", "default_root_dir")),
     "strategy": Slot("lightning.pytorch.strategies.Strategy", optional=True),
-    "logger": Slot("lightning.pytorch.loggers.Logger", ("save_dir", "id", "config"), optional=True),
+    "logger": Slot("lightning.pytorch.loggers.Logger", ("save_dir",), optional=True),
 }
 CALLBACK = Slot("lightning.pytorch.callbacks.Callback")
 
@@ -400,7 +401,7 @@ def allowed_names(value: str, options: list[Any]) -> str:
     names = [str(option) for option in options]
     close = difflib.get_close_matches(value, names, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"allowed: {', '.join(names)}{hint}"
+    return f"allowed: {', '.join(names) or 'none'}{hint}"
 
 
 def first_line(error: Exception) -> str:

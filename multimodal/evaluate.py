@@ -18,7 +18,7 @@ from multimodal.data.transforms import PixelTransform, RegionTransform
 from multimodal.data.vocabularies import Vocabularies
 from multimodal.runs.record import read_config, write_json, write_predictions
 from multimodal.runs.result import environment, print_scores, scores
-from multimodal.runs.watch import rank
+from multimodal.runs.watch import quiet, rank
 from multimodal.tasks.base import Task
 
 
@@ -75,10 +75,12 @@ def evaluate(run: Path, overrides: list[str]) -> Path | None:
     """
     plain = resumed(run, overrides)
     checkpoint = read_checkpoint(run)
-    check({**plain, "resume": None})
+    vocabularies = Vocabularies.from_state(checkpoint["vocabularies"])
+    # The tokenizer comes with the weights: the file it was made from may be gone.
+    check({**plain, "text": {**plain["text"], "tokenizer": "words", "vocabulary": None}})
     seed_everything(plain["seed"], workers=True, verbose=False)
-    data = build_data(plain)
-    data.vocabularies.require_equal(Vocabularies.from_state(checkpoint["vocabularies"]))
+    data = build_data(plain, vocabularies.tokenizer)
+    data.vocabularies.require_equal(vocabularies)
     task = restore(plain, checkpoint)
     trainer = build_trainer({**plain, "logger": {"_target_": None}}, run_dir=None)
     trainer.test(task, datamodule=data, verbose=False)
@@ -104,9 +106,10 @@ def main() -> None:
     given = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
     if len(given) != 1:
         sys.exit("usage: multimodal evaluate run=RUNS_DIR/STUDY/JOB [KEY=VALUE ...]")
+    quiet()
     try:
         evaluate(Path(given[0]), [argument for argument in arguments if not argument.startswith("run=")])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
 
 

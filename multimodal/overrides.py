@@ -6,6 +6,7 @@ Hydra stops at the first mistake and doesn't say what would be right, so each ov
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -20,7 +21,7 @@ from multimodal.config import allowed_names, conf_dir, first_line
 
 def explain(arguments: list[str]) -> list[str]:
     """What is wrong with the arguments of `multimodal train`, one line each; nothing if they compose."""
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    overrides = _overrides(arguments)
     with _composer():
         whole = _try_compose(overrides)
         if whole is None:
@@ -30,7 +31,9 @@ def explain(arguments: list[str]) -> list[str]:
         values: list[str] = []
         for override in overrides:
             key, _, value = override.partition("=")
-            if "=" not in override and not override.startswith("~"):
+            if key == "hydra.searchpath":
+                groups.insert(0, override)
+            elif "=" not in override and not override.startswith("~"):
                 problems.append(f"{override}: not of the form KEY=VALUE")
             elif options := group_options(key.lstrip("+~").split("@")[0]):
                 if value in (*options, "null") or override.startswith("~"):
@@ -41,6 +44,18 @@ def explain(arguments: list[str]) -> list[str]:
                 values.append(override)
         problems += [problem for override in values if (problem := _explain_value(override, groups))]
         return problems or [whole]
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """The overrides among the arguments; a folder of yaml files of the user's own is one more."""
+    overrides, rest = [], iter(arguments)
+    for argument in rest:
+        flag, _, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            overrides.append(f"hydra.searchpath=[file://{Path(value or next(rest, '')).absolute()}]")
+        elif not argument.startswith("-"):
+            overrides.append(argument)
+    return overrides
 
 
 def group_options(group: str) -> list[str]:

@@ -5,11 +5,10 @@ Starts as `python -m multimodal.train`: Lightning starts the other ranks by this
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.tuner.tuning import Tuner
 from omegaconf import DictConfig
 
@@ -31,7 +32,7 @@ from multimodal.data.vocabularies import Vocabularies
 from multimodal.overrides import explain
 from multimodal.runs.record import RunFolder, read_status, write_predictions
 from multimodal.runs.result import SCHEMA_VERSION, environment, flops_per_sample, parameters, print_scores, scores
-from multimodal.runs.watch import peak_memory_bytes, rank, samples_per_s
+from multimodal.runs.watch import peak_memory_bytes, quiet, rank, samples_per_s
 from multimodal.tasks.base import Task
 
 
@@ -42,7 +43,9 @@ class Run:
     plain: dict[str, Any]
     data: DataModule
     task: Task
+    trainer: Trainer
     frozen: list[str]  # parameters that the task's losses can't reach
+    flops: float  # of one example's forward pass
     checkpoint: Path | None  # where to go on
     folder: RunFolder | None  # on rank 0 of a run that keeps something
 
@@ -56,33 +59,48 @@ def prepare(plain: dict[str, Any]) -> Run:
     check(plain)
     seed_everything(plain["seed"], workers=True, verbose=False)
     data = build_data(plain)
+    sampler = data.training_sampler(rank=0, world=planned_world(plain["trainer"]))
     task = build_task(plain, data.vocabularies)
+    task.seed = plain["seed"]
     measure_features(task, data)
     frozen = freeze_unused(task, data) if plain["freeze_unused"] else []
+    flops = flops_per_sample(task, data.example_batch(64))  # before there are other ranks to wait for
     checkpoint = Path(plain["resume"]) / "checkpoints" / "last.ckpt" if plain["resume"] else None
     if checkpoint:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["vocabularies"]
-        data.vocabularies.require_equal(Vocabularies.from_state(saved))
-    # The same weights on every rank, but not the same dropout masks and negatives.
-    torch.manual_seed(plain["seed"] + rank())
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        data.vocabularies.require_equal(Vocabularies.from_state(saved["vocabularies"]))
+        sampler.load_state_dict(saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
     keeps = rank() == 0 and not plain["fast_dev_run"] and not plain["find"]
-    return Run(plain, data, task, frozen, checkpoint, open_folder(plain) if keeps else None)
+    folder = open_folder(plain) if keeps else None
+    try:
+        trainer = build_trainer(plain, folder.path if folder else None)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        if folder:
+            folder.discard()
+        raise ConfigError([f"trainer: {error}"]) from error
+    return Run(plain, data, task, trainer, frozen, flops, checkpoint, folder)
+
+
+def planned_world(trainer: dict[str, Any]) -> int:
+    """How many ranks will train, as far as the config says: "auto" may be any number, and counts as one."""
+    devices = trainer["devices"]
+    count = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
+    return max(1, count) * int(trainer["num_nodes"])
 
 
 def execute(run: Run) -> None:
     """Train, test and record."""
-    plain, folder, task, data = run.plain, run.folder, run.task, run.data
-    trainer = build_trainer(plain, folder.path if folder else None)
-    if plain["find"]:
-        find(plain["find"], trainer, task, data)
+    folder = run.folder
+    if run.plain["find"]:
+        find(run.plain["find"], run)
         return
     if folder:
-        folder.write_config(plain)
+        folder.write_config(run.plain)
         folder.write_status("running")
     try:
-        fit_and_test(trainer, run)
+        fit_and_test(run)
         if folder:
-            record(run, folder, trainer)
+            record(run, folder)
     except BaseException as error:
         if folder:
             folder.write_status("failed", exception=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
@@ -94,37 +112,37 @@ def open_folder(plain: dict[str, Any]) -> RunFolder:
     if plain["run_dir"]:
         return RunFolder(Path(plain["run_dir"]))
     if plain["resume"] and read_status(Path(plain["resume"])).get("state") != "done":
-        return RunFolder(Path(plain["resume"]))
+        return RunFolder(Path(plain["resume"]), going_on=True)
     choices = plain["choices"]
     name = f"{choices['model']}-{choices['task']}-{choices['size']}-{choices['data']}-s{plain['seed']}"
     return RunFolder.unique(Path(plain["runs_dir"]) / plain["study"], name)
 
 
-def find(what: str, trainer: Trainer, task: Task, data: DataModule) -> None:
+def find(what: str, run: Run) -> None:
     """Print what Lightning's learning-rate or batch-size finder suggests; trains and keeps nothing."""
-    tuner = Tuner(trainer)
+    tuner = Tuner(run.trainer)
     if what == "lr":
-        finder = tuner.lr_find(task, datamodule=data, attr_name="lr", update_attr=False)
+        finder = tuner.lr_find(run.task, datamodule=run.data, attr_name="optim.lr", update_attr=False)
         print(f"optim.lr={finder.suggestion():.2e}" if finder else "no suggestion")
     else:
-        print(f"loader.batch_size={tuner.scale_batch_size(task, datamodule=data, batch_arg_name='batch_size')}")
+        size = tuner.scale_batch_size(run.task, datamodule=run.data, batch_arg_name="batch_size")
+        print(f"loader.batch_size={size}")
 
 
-def fit_and_test(trainer: Trainer, run: Run) -> None:
+def fit_and_test(run: Run) -> None:
     """Train, then judge the best weights on every test split, by the ranks that trained them."""
-    task, data = run.task, run.data
+    trainer, task, data = run.trainer, run.task, run.data
     trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
-    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        best = trainer.checkpoint_callback.best_model_path or None  # type: ignore[union-attr]
-        trainer.test(task, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+    best = trainer.checkpoint_callback
+    path = best.best_model_path if isinstance(best, ModelCheckpoint) else ""
+    trainer.test(task, datamodule=data, ckpt_path=path or None, weights_only=True, verbose=False)
 
 
-def record(run: Run, folder: RunFolder, trainer: Trainer) -> None:
+def record(run: Run, folder: RunFolder) -> None:
     """Write the predictions and result.json, and print the scores."""
-    plain, task, data = run.plain, run.task, run.data
+    plain, task, data, trainer = run.plain, run.task, run.data, run.trainer
     for split, evaluation in task.evaluations.items():
         write_predictions(folder.path, split, evaluation.predictions)
-    batch = data.example_batch(min(64, data.batch_size))
     best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
     folder.write_result(
         {
@@ -136,7 +154,7 @@ def record(run: Run, folder: RunFolder, trainer: Trainer) -> None:
             "splits": scores(task.evaluations),
             "cost": {
                 "parameters": parameters(task),
-                "flops_per_sample": flops_per_sample(task.cpu(), batch),
+                "flops_per_sample": run.flops,
                 "train_samples_per_s": samples_per_s(trainer),
                 "peak_memory_bytes": peak_memory_bytes(),
             },
@@ -157,31 +175,19 @@ def record(run: Run, folder: RunFolder, trainer: Trainer) -> None:
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
 def hydra_main(cfg: DictConfig) -> None:
     """Hydra's entry: compose, then train."""
+    groups = ("model", "size", "vision", "data", "task", "experiment")
+    chosen = HydraConfig.get().runtime.choices
+    choices = {group: chosen[group] for group in groups if chosen.get(group)}
+    start(lambda: {**resolved(cfg), "choices": choices})
+
+
+def start(config: Callable[[], dict[str, Any]]) -> None:
+    """Train by a config; what is the user's mistake goes on one screen, without a trace."""
     try:
-        run = prepare(plain_config(cfg))
-    except ValueError as error:
+        run = prepare(config())
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
     execute(run)
-
-
-def plain_config(cfg: DictConfig) -> dict[str, Any]:
-    """The composed config; or, to go on with a run, that run's own with the KEY=VALUEs given beside `resume`."""
-    hydra_cfg = HydraConfig.get()
-    if cfg.resume is not None:
-        given = [override for override in hydra_cfg.overrides.task if not override.startswith("resume=")]
-        return {**resumed(Path(cfg.resume), given), "resume": cfg.resume}
-    chosen = hydra_cfg.runtime.choices
-    groups = ("model", "size", "vision", "data", "task", "experiment")
-    return {**resolved(cfg), "choices": {group: chosen[group] for group in groups if chosen.get(group)}}
-
-
-def quiet() -> None:
-    """Keep what the user has to know on the screen: Lightning's advertisements and its notices to itself go."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # Batches of the embedded data cost microseconds: a worker process would cost more than it saves.
-    warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck")
 
 
 def main() -> None:
@@ -189,10 +195,30 @@ def main() -> None:
     register()
     quiet()
     arguments = sys.argv[1:]
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    if not flags and (problems := explain(arguments)):
+    runs = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if runs and runs[0] != "null":  # its config is the run's own and not composed anew
+        given = [argument for argument in arguments if not argument.startswith("resume=")]
+        start(lambda: {**resumed(Path(runs[0]), given), "resume": runs[0]})
+        return
+    if (problems := explain(arguments)) and not SHOWS & set(arguments):
         sys.exit(str(ConfigError(problems)))
     hydra_main()
+
+
+# Flags by which Hydra does something else than to start one run of what is composed.
+SHOWS = {
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--multirun",
+    "-m",
+    "--config-name",
+}
 
 
 if __name__ == "__main__":

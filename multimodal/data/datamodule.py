@@ -106,7 +106,7 @@ class DataModule(L.LightningDataModule):
         """Batches in an order that is a function of seed and epoch, the last incomplete one left out."""
         return ResumableLoader(
             self.examples("train"),
-            self._training_sampler(),
+            self.training_sampler(*_rank_and_world()),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -120,15 +120,16 @@ class DataModule(L.LightningDataModule):
         return [self._evaluation_loader(split) for split in self.test_splits]
 
     def example_batch(self, n: int) -> Batch:
-        """The first n training rows."""
-        return self.examples("train")[np.arange(n)]
+        """The first n training rows, or all if there are fewer."""
+        examples = self.examples("train")
+        return examples[np.arange(min(n, len(examples)))]
 
     def order_hash(self, batches: int) -> str:
         """sha256 of the examples in the first `batches` global batches of training (optimizer steps x accumulation).
 
         Equal for two runs exactly if both read the same batches in the same order, on however many devices.
         """
-        return self._training_sampler().order_hash(batches)
+        return self.training_sampler(*_rank_and_world()).order_hash(batches)
 
     @property
     def vocabularies(self) -> Vocabularies:
@@ -161,9 +162,13 @@ class DataModule(L.LightningDataModule):
             )
         return examples
 
-    def _training_sampler(self) -> TrainingSampler:
+    def training_sampler(self, rank: int, world: int) -> TrainingSampler:
+        """The order of training of one rank.
+
+        Raises:
+            ValueError: the batch size doesn't fit the training table.
+        """
         table = self.table("train")
-        rank, world = _rank_and_world()
         return TrainingSampler(
             n=len(table.text),
             batch_size=self.batch_size,

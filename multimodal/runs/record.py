@@ -31,12 +31,13 @@ class RunFolder:
 
     Args:
         path: the folder; made if it isn't there.
+        going_on: whether it holds the unfinished run that is to go on.
 
     Raises:
-        ValueError: the folder holds a finished run, or another process is writing to it.
+        ValueError: the folder holds another run, or another process is writing to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, going_on: bool = False) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path.absolute()
         self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)  # closed, and so released, when the process ends
@@ -46,8 +47,19 @@ class RunFolder:
             raise ValueError(
                 f"run_dir={path}: another process is writing to it; allowed: a folder of its own"
             ) from None
-        if read_status(path).get("state") == "done":
-            raise ValueError(f"run_dir={path}: holds a finished run; allowed: a new folder (nothing is overwritten)")
+        state = read_status(path).get("state")
+        if state == "done" or (state and not going_on):
+            os.close(self._lock)
+            raise ValueError(f"run_dir={path}: holds a run ({state}); allowed: a new folder, or resume={path} to go on")
+
+    def discard(self) -> None:
+        """Take an empty folder away again, with RUNS_DIR/STUDY if they are empty too: the run didn't come about."""
+        if {path.name for path in self.path.iterdir()} == {".lock"}:
+            (self.path / ".lock").unlink()
+            for folder in (self.path, self.path.parent, self.path.parent.parent):
+                if any(folder.iterdir()):
+                    break
+                folder.rmdir()
 
     @classmethod
     def unique(cls, parent: Path, name: str) -> Self:

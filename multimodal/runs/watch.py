@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import logging
 import resource
 import statistics
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +73,36 @@ class Bar(RichProgressBar):
 class Lines(ProgressBar):
     """A line at every validation, where there is no terminal to draw a bar in."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._speaks = True
+
+    def enable(self) -> None:
+        """Speak again."""
+        self._speaks = True
+
     def disable(self) -> None:
-        """Other ranks say nothing."""
-        self.on_validation_end = lambda *_: None  # type: ignore[method-assign]
+        """Say nothing: the other ranks, and while a finder tries things out."""
+        self._speaks = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step, loss, score and speed."""
+        if not self._speaks:
+            return
         score = trainer.callback_metrics.get("val/score")
         loss = trainer.callback_metrics.get("train/loss")
         numbers = [f"{name} {value:.3f}" for name, value in (("loss", loss), ("val/score", score)) if value is not None]
         speed = f"{samples_per_s(trainer):,.0f} samples/s"
         print(f"step {trainer.global_step}/{trainer.max_steps}", *numbers, speed, sep="  ", flush=True)
+
+
+def quiet() -> None:
+    """Keep what the user has to know on the screen: Lightning's advertisements and its notices to itself go."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Batches of the embedded data cost microseconds: a worker process would cost more than it saves.
+    warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck")
 
 
 def progress_bar() -> ProgressBar:

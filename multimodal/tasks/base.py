@@ -45,6 +45,7 @@ class Task(LightningModule, ABC):
         self.model: VisionLanguageModel = model  # type: ignore[assignment]
         self.vocabularies = vocabularies
         self.optim = optim
+        self.seed = 0  # of dropout and negatives; set when a run starts
         self.evaluations: dict[str, Evaluation] = {}  # by split, the latest
 
     @abstractmethod
@@ -60,6 +61,11 @@ class Task(LightningModule, ABC):
         """Judge what all ranks have collected; every rank returns the same."""
 
     # --- wired once for training, validation and test ---
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make what is random in a step a function of seed, step and rank: a resumed run draws what it would have."""
+        done = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed((self.seed * 1_000_003 + done) * 4099 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the losses, each of them logged."""
