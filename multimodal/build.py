@@ -130,17 +130,12 @@ def _loggers(plain: dict[str, Any], run_dir: Path | None) -> list[Logger]:
 
 def _callbacks(plain: dict[str, Any], run_dir: Path | None) -> list[Callback]:
     """What every rank has to have: Lightning calls collectives from inside these."""
+    folder = run_dir / "checkpoints" if run_dir else None  # other ranks are told by rank 0
     callbacks: list[Callback] = [
         Meter(),
-        ModelCheckpoint(
-            dirpath=run_dir / "checkpoints" if run_dir else None,  # other ranks are told by rank 0
-            filename="best",
-            monitor=MONITOR,
-            mode="max",
-            save_last=True,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        ),
+        # The first is `trainer.checkpoint_callback`. `save_last` would write only when the score has improved.
+        ModelCheckpoint(folder, "best", monitor=MONITOR, mode="max", enable_version_counter=False),
+        ModelCheckpoint(folder, "last", enable_version_counter=False),
         progress_bar(),
     ]
     if plain["early_stopping"] is not None:

@@ -125,7 +125,10 @@ def find(what: str, run: Run) -> None:
         finder = tuner.lr_find(run.task, datamodule=run.data, attr_name="optim.lr", update_attr=False)
         print(f"optim.lr={finder.suggestion():.2e}" if finder else "no suggestion")
     else:
-        size = tuner.scale_batch_size(run.task, datamodule=run.data, batch_arg_name="batch_size")
+        doublings = (len(run.data.table("train").text) // 2).bit_length() - 1  # from 2 to no more than all examples
+        size = tuner.scale_batch_size(
+            run.task, datamodule=run.data, batch_arg_name="batch_size", max_trials=max(1, doublings)
+        )
         print(f"loader.batch_size={size}")
 
 

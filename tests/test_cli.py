@@ -72,10 +72,35 @@ def test_two_ranks_make_one_run(start: str, task: str, tmp_path: Path) -> None:
     one = call([*TRAIN, f"task={task}", "model=lxmert", *SMALL, "run_dir=one"], tmp_path)
     assert one.returncode == 0
     assert json.loads((tmp_path / "one" / "result.json").read_text())["order_hash"] == result["order_hash"]
-    call([*MULTIMODAL, "evaluate", f"run={folder}"], tmp_path)  # on one device
+    call([*MULTIMODAL, "evaluate", f"run={folder}", "trainer.devices=1"], tmp_path)
     again = json.loads(next((folder / "evaluations").glob("*/result.json")).read_text())
     for split, scored in again["splits"].items():
         assert scored["metrics"] == pytest.approx(result["splits"][split]["metrics"])
+
+
+@pytest.mark.slow
+def test_a_run_is_known_by_its_own_config(tmp_path: Path) -> None:
+    """Going on with a run, or judging it again, speaks of its own keys, and of its own answers."""
+    call([*TRAIN, *SMALL, "model=clip", "task=retrieval", "run_dir=run"], tmp_path)
+    call([*MULTIMODAL, "evaluate", "run=run", "task.rerank=4"], tmp_path)
+    more = call([*MULTIMODAL, "train", "resume=run", "trainer.max_steps=3", "task.rerank=8"], tmp_path)
+    assert "step 3/3" in more.stdout
+    assert len(list((tmp_path / "runs" / "default").iterdir())) == 1  # the finished run stays as it is
+    call([*TRAIN, *SMALL, "run_dir=vqa"], tmp_path)
+    for command in (["evaluate", "run=vqa"], ["train", "resume=vqa"]):
+        done = call([*MULTIMODAL, *command, "data.question_concepts=30"], tmp_path, expect=1)
+        assert "answers: the data gives" in done.stderr
+        assert "Traceback" not in done.stderr
+        wrong = call([*MULTIMODAL, *command, "optim.nosuch=1", "optim.lr=abc"], tmp_path, expect=1)
+        assert "optim.nosuch" in wrong.stderr
+        assert "optim.lr" in wrong.stderr
+        assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.slow
+def test_the_profiler_tells_what_it_found(tmp_path: Path) -> None:
+    done = call([*TRAIN, *SMALL, "trainer.profiler=simple", "run_dir=run"], tmp_path)
+    assert "run_training_batch" in done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -90,5 +115,5 @@ def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
     call([*TRAIN, *SMALL, "run_dir=run"], tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     done = call([*TRAIN, *SMALL, "run_dir=run"], tmp_path, expect=1)
-    assert "run_dir=run: holds a finished run" in done.stderr
+    assert "run_dir=run: holds a run (done)" in done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -37,7 +37,7 @@ def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
 def test_a_finished_folder_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.write_status("done")
-    with pytest.raises(ValueError, match="finished"):
+    with pytest.raises(ValueError, match=r"holds a run \(done\)"):
         RunFolder(tmp_path / "run")
 
 
