@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,13 @@ def freeze_unused(task: Task, data: DataModule) -> list[str]:
     return unused
 
 
-def build_trainer(plain: dict[str, Any], run_dir: Path | None) -> Trainer:
+def build_trainer(plain: dict[str, Any], run_dir: Path | None, keeps: bool) -> Trainer:
     """Lightning's Trainer with our callbacks.
 
     Args:
         plain: the resolved config.
-        run_dir: where rank 0 writes; none on other ranks, and where nothing is to be kept.
+        run_dir: where rank 0 writes; none on other ranks.
+        keeps: whether anything is kept at all.
     """
     node, allow = dict(plain["trainer"]), plain["allow"]
     node["precision"] = precision(node["precision"], node["accelerator"])
@@ -114,8 +116,9 @@ def build_trainer(plain: dict[str, Any], run_dir: Path | None) -> Trainer:
         allow,
         strategy=strategy,
         logger=_loggers(plain, run_dir),
-        callbacks=[*callbacks, *_callbacks(plain, run_dir)],
-        default_root_dir=str(run_dir or Path.cwd()),
+        callbacks=[*callbacks, *_callbacks(plain), *(_checkpoints(run_dir) if keeps else [])],
+        default_root_dir=str(run_dir or tempfile.gettempdir()),
+        enable_checkpointing=keeps,
     )
 
 
@@ -128,21 +131,24 @@ def _loggers(plain: dict[str, Any], run_dir: Path | None) -> list[Logger]:
     return loggers
 
 
-def _callbacks(plain: dict[str, Any], run_dir: Path | None) -> list[Callback]:
+def _callbacks(plain: dict[str, Any]) -> list[Callback]:
     """What every rank has to have: Lightning calls collectives from inside these."""
-    folder = run_dir / "checkpoints" if run_dir else None  # other ranks are told by rank 0
-    callbacks: list[Callback] = [
-        Meter(),
-        # The first is `trainer.checkpoint_callback`. `save_last` would write only when the score has improved.
-        ModelCheckpoint(folder, "best", monitor=MONITOR, mode="max", enable_version_counter=False),
-        ModelCheckpoint(folder, "last", enable_version_counter=False),
-        progress_bar(),
-    ]
+    callbacks: list[Callback] = [Meter(), progress_bar()]
     if plain["early_stopping"] is not None:
         callbacks.append(EarlyStopping(MONITOR, mode="max", patience=plain["early_stopping"]))
     if plain["ema"] is not None:
         callbacks.append(EMAWeightAveraging(decay=plain["ema"]))
     return callbacks
+
+
+def _checkpoints(run_dir: Path | None) -> list[Callback]:
+    """best.ckpt, by which scores are made, and last.ckpt, from which a run goes on."""
+    folder = run_dir / "checkpoints" if run_dir else None  # other ranks are told by rank 0
+    return [
+        # The first is `trainer.checkpoint_callback`. `save_last` would write only when the score has improved.
+        ModelCheckpoint(folder, "best", monitor=MONITOR, mode="max", enable_version_counter=False),
+        ModelCheckpoint(folder, "last", enable_version_counter=False),
+    ]
 
 
 def precision(wanted: str | int | None, accelerator: str) -> str | int:

@@ -186,7 +186,9 @@ SLOTS = {
     "model": Slot("torch.nn.Module", ("vision", "vocab_size", "max_text_length")),
     "data": Slot("multimodal.data.dataset.VisionLanguageData"),
     "task": Slot("multimodal.tasks.base.Task", ("model", "vocabularies", "optim")),
-    "trainer": Slot("lightning.pytorch.Trainer", ("strategy", "logger", "callbacks", "default_root_dir")),
+    "trainer": Slot(
+        "lightning.pytorch.Trainer", ("strategy", "logger", "callbacks", "default_root_dir", "enable_checkpointing")
+    ),
     "strategy": Slot("lightning.pytorch.strategies.Strategy", optional=True),
     "logger": Slot("lightning.pytorch.loggers.Logger", ("save_dir",), optional=True),
 }
@@ -251,7 +253,10 @@ def _check_node(key: str, node: dict[str, Any], slot: Slot, allow: list[str]) ->
     except ConfigError as error:
         return [f"{key}.{problem}" for problem in error.problems]
     parameters = inspect.signature(cls).parameters
-    hints = typing.get_type_hints(vars(cls).get("__init__", cls))
+    try:
+        hints = typing.get_type_hints(vars(cls).get("__init__", cls))
+    except NameError:  # a class of another library, annotated by names that it imports for type checkers only
+        hints = {}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     names = [name for name in parameters if name not in slot.injected and name != "kwargs"]
     problems = []

@@ -82,7 +82,7 @@ def evaluate(run: Path, overrides: list[str]) -> Path | None:
     data = build_data(plain, vocabularies.tokenizer)
     data.vocabularies.require_equal(vocabularies)
     task = restore(plain, checkpoint)
-    trainer = build_trainer({**plain, "logger": {"_target_": None}}, run_dir=None)
+    trainer = build_trainer({**plain, "logger": {"_target_": None}}, run_dir=None, keeps=False)
     trainer.test(task, datamodule=data, verbose=False)
     if rank() != 0:
         return None

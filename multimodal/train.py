@@ -70,10 +70,10 @@ def prepare(plain: dict[str, Any]) -> Run:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         data.vocabularies.require_equal(Vocabularies.from_state(saved["vocabularies"]))
         sampler.load_state_dict(saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
-    keeps = rank() == 0 and not plain["fast_dev_run"] and not plain["find"]
-    folder = open_folder(plain) if keeps else None
+    keeps = not plain["fast_dev_run"] and not plain["find"]
+    folder = open_folder(plain) if keeps and rank() == 0 else None
     try:
-        trainer = build_trainer(plain, folder.path if folder else None)
+        trainer = build_trainer(plain, folder.path if folder else None, keeps)
     except (MisconfigurationException, TypeError, ValueError) as error:
         if folder:
             folder.discard()

@@ -38,19 +38,17 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, going_on: bool = False) -> None:
+        state = read_status(path).get("state")
+        if state == "done" or (state and not going_on):
+            raise ValueError(f"run_dir={path}: holds a run ({state}); allowed: a new folder, or resume={path} to go on")
         path.mkdir(parents=True, exist_ok=True)
         self.path = path.absolute()
         self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)  # closed, and so released, when the process ends
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"run_dir={path}: another process is writing to it; allowed: a folder of its own"
-            ) from None
-        state = read_status(path).get("state")
-        if state == "done" or (state and not going_on):
             os.close(self._lock)
-            raise ValueError(f"run_dir={path}: holds a run ({state}); allowed: a new folder, or resume={path} to go on")
+            raise ValueError(f"run_dir={path}: another process writes to it; allowed: a folder of its own") from None
 
     def discard(self) -> None:
         """Take an empty folder away again, with RUNS_DIR/STUDY if they are empty too: the run didn't come about."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,7 +61,7 @@ def test_looking_for_unused_parameters_leaves_no_trace() -> None:
 @every_pair
 def test_one_batch_can_be_learned_by_heart(model: str, task: str) -> None:
     made, data = make(model, task)
-    batch = data.example_batch(8)
+    batch = data.examples("train")[np.arange(0, 16, 2)]  # of captions no twins: they take much longer to tell apart
     optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3)
     losses = [math.inf]
     while losses[-1] > 0.1 * max(losses[1:], default=0.0) and len(losses) < 250:
@@ -96,7 +97,7 @@ def test_a_task_calls_only_the_verbs(model: str, task: str) -> None:
     called: set[str] = set()
 
     def spy(name: str) -> Callable[..., Any]:
-        verb = getattr(made.model, name)
+        verb = getattr(real, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             called.add(name)
