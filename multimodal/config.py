@@ -136,21 +136,21 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", plain)
 
 
-def resumed(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """The config of a run to go on with, changed by KEY=VALUE overrides.
+def resumed(folder: Path, overrides: list[str], key: str = "run") -> dict[str, Any]:
+    """The config of a run to go on with, changed by KEY=VALUE overrides; `key` is what the user named it by.
 
     Raises:
         ConfigError: an override chooses an option of a group, names no key, or has a value of the wrong type.
     """
-    started = {**read_config(folder), "run_dir": None, "resume": None, "find": None}
+    started = {**read_config(folder, key), "run_dir": None, "resume": None, "find": None}
     saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(started))
     OmegaConf.set_struct(saved, True)
     problems = []
     for override in overrides:
-        key = override.partition("=")[0]
+        name = override.partition("=")[0]
         try:
-            if isinstance(OmegaConf.select(saved, key), DictConfig):
-                problems.append(f"{override}: a run keeps its {key}; allowed: KEY=VALUE of single keys")
+            if isinstance(OmegaConf.select(saved, name), DictConfig):
+                problems.append(f"{override}: a run keeps its {name}; allowed: KEY=VALUE of single keys")
             else:
                 saved = OmegaConf.merge(saved, OmegaConf.from_dotlist([override]))
         except OmegaConfBaseException as error:

@@ -201,7 +201,7 @@ def main() -> None:
     runs = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
     if runs and runs[0] != "null":  # its config is the run's own and not composed anew
         given = [argument for argument in arguments if not argument.startswith("resume=")]
-        start(lambda: {**resumed(Path(runs[0]), given), "resume": runs[0]})
+        start(lambda: {**resumed(Path(runs[0]), given, "resume"), "resume": runs[0]})
         return
     if (problems := explain(arguments)) and not SHOWS & set(arguments):
         sys.exit(str(ConfigError(problems)))

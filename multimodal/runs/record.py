@@ -95,14 +95,14 @@ def read_status(path: Path) -> dict[str, Any]:
     return status
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The resolved config of a run.
+def read_config(path: Path, key: str = "run") -> dict[str, Any]:
+    """The resolved config of a run; `key` is what the user named it by.
 
     Raises:
         ValueError: there is no run folder at `path`.
     """
     if not (path / "config.yaml").is_file():
-        raise ValueError(f"run={path}: not a run folder, it has no config.yaml; allowed: RUNS_DIR/STUDY/JOB")
+        raise ValueError(f"{key}={path}: not a run folder, it has no config.yaml; allowed: RUNS_DIR/STUDY/JOB")
     return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
 
 
