@@ -204,7 +204,7 @@ def test_finders_suggest_and_keep_nothing(
         ("vision=patches", "image.size=32"),
         ("vision=grid", "image.size=64"),
         ("data=pictotext", "vision=patches", "image.size=32"),
-        ("data=pictotext", "vision=patches", "image.size=32", "task=retrieval"),
+        ("data=pictotext", "vision=patches", "image.size=32", "task=retrieval", "model=clip"),
         ("size=small",),
         ("size=small", "size.block=paper", "model=clip", "task=retrieval"),
         ("trainer.precision=bf16-mixed",),
