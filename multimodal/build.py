@@ -78,9 +78,10 @@ def build_task(plain: dict[str, Any], vocabularies: Vocabularies) -> Task:
 
 def measure_features(task: Task, data: DataModule) -> None:
     """Let a stem that standardises its features see what they are like, on up to 2,000 training examples."""
-    image = data.example_batch(2000).image
-    if isinstance(task.model.vision, StandardisedRegions) and isinstance(image, Regions):
-        task.model.vision.measure(image)
+    if isinstance(task.model.vision, StandardisedRegions):
+        image = data.example_batch(2000).image
+        if isinstance(image, Regions):
+            task.model.vision.measure(image)
 
 
 def freeze_unused(task: Task, data: DataModule) -> list[str]:

@@ -203,7 +203,7 @@ def main() -> None:
         given = [argument for argument in arguments if not argument.startswith("resume=")]
         start(lambda: {**resumed(Path(runs[0]), given, "resume"), "resume": runs[0]})
         return
-    if (problems := explain(arguments)) and not SHOWS & set(arguments):
+    if not SHOWS & set(arguments) and (problems := explain(arguments)):
         sys.exit(str(ConfigError(problems)))
     hydra_main()
 

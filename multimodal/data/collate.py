@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from multimodal.data.dataset import Captions, Images, Questions
+from multimodal.data.dataset import Captions, Questions
 from multimodal.data.text import AnswerVocabulary, Tokenizer
 from multimodal.types import Batch, RetrievalBatch, TextInput, VqaBatch
 
@@ -45,21 +45,17 @@ class Examples(Dataset[Batch]):
     """A table whose `examples[index int[B]]` is a batch.
 
     Args:
-        images: pictures of the table.
-        image: row of `images` of each text, int[n].
-        text: n texts.
+        table: n texts and the images they are about.
         tokenizer: turns them into ids, once.
         max_text_length: tokens a text, start and end counted; longer ones lose their tail.
     """
 
-    def __init__(
-        self, *, images: Images, image: np.ndarray, text: Sequence[str], tokenizer: Tokenizer, max_text_length: int
-    ) -> None:
-        self.images = images
-        self.image = np.asarray(image)
-        distinct = list(dict.fromkeys(text))  # generated questions repeat a lot
+    def __init__(self, table: Questions | Captions, *, tokenizer: Tokenizer, max_text_length: int) -> None:
+        self.images = table.images
+        self.image = np.asarray(table.image)
+        distinct = list(dict.fromkeys(table.text))  # generated questions repeat a lot
         ids = dict(zip(distinct, tokenizer.encode(distinct, max_text_length), strict=True))
-        self.tokens = Ragged.of([ids[one] for one in text], np.int32)
+        self.tokens = Ragged.of([ids[one] for one in table.text], np.int32)
         self.pad_id = tokenizer.pad_id
         inner = np.ones(len(self.tokens.values), bool)
         inner[self.tokens.offsets[:-1]] = inner[self.tokens.offsets[1:] - 1] = False  # start and end
@@ -88,13 +84,7 @@ class VqaExamples(Examples):
     def __init__(
         self, table: Questions, *, tokenizer: Tokenizer, answers: AnswerVocabulary, max_text_length: int
     ) -> None:
-        super().__init__(
-            images=table.images,
-            image=table.image,
-            text=table.text,
-            tokenizer=tokenizer,
-            max_text_length=max_text_length,
-        )
+        super().__init__(table, tokenizer=tokenizer, max_text_length=max_text_length)
         self.num_answers = len(answers)
         targets = answers.targets(table.answers)
         self.answer = Ragged.of([index for index, _ in targets], np.int32)
@@ -118,13 +108,7 @@ class RetrievalExamples(Examples):
     """Captions."""
 
     def __init__(self, table: Captions, *, tokenizer: Tokenizer, max_text_length: int) -> None:
-        super().__init__(
-            images=table.images,
-            image=table.image,
-            text=table.text,
-            tokenizer=tokenizer,
-            max_text_length=max_text_length,
-        )
+        super().__init__(table, tokenizer=tokenizer, max_text_length=max_text_length)
         self.meaning = np.arange(len(table.images)) if table.meaning is None else table.meaning
 
     def __getitem__(self, index: np.ndarray) -> RetrievalBatch:
